@@ -1,0 +1,133 @@
+"""The registry: every flow family by its name, and the chains that the papers build of them.
+
+>>> "iaf" in names()
+True
+>>> flow = build("iaf", 3, num_transforms=2)
+>>> flow(torch.zeros(5, 3)).shape
+torch.Size([5, 3])
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pyro_flows_vi.transforms._door import positive
+from pyro_flows_vi.transforms.act_norm import ActNorm
+from pyro_flows_vi.transforms.affine_autoregressive import AffineAutoregressive
+from pyro_flows_vi.transforms.base import Flow
+from pyro_flows_vi.transforms.block_autoregressive import BlockAutoregressive
+from pyro_flows_vi.transforms.compose import Compose
+from pyro_flows_vi.transforms.householder import Householder
+from pyro_flows_vi.transforms.lu_linear import LULinear
+from pyro_flows_vi.transforms.neural_autoregressive import NeuralAutoregressive
+from pyro_flows_vi.transforms.permute import reverse
+from pyro_flows_vi.transforms.planar import Planar
+from pyro_flows_vi.transforms.radial import Radial
+from pyro_flows_vi.transforms.residual import Residual
+from pyro_flows_vi.transforms.sylvester import Sylvester
+
+__all__ = ["Recipe", "build", "describe", "names"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a family becomes a chain.
+
+    Attributes:
+        layer: makes one step, ``layer(input_dim, context_dim=..., **options)``.
+        reversals: whether every second step sees the coordinates in reverse order.
+        turned: whether each step is used in its inverse direction, so that scoring data is cheap.
+        vary: options of step k that the recipe sets, unless the user does.
+        source: paper and arXiv id.
+    """
+
+    layer: Callable[..., Flow]
+    source: str
+    reversals: bool = False
+    turned: bool = False
+    vary: Callable[[int], dict[str, Any]] = lambda k: {}
+
+
+_RECIPES: dict[str, Recipe] = {
+    "planar": Recipe(Planar, "Rezende and Mohamed 2015, arXiv:1505.05770"),
+    "radial": Recipe(Radial, "Rezende and Mohamed 2015, arXiv:1505.05770"),
+    "sylvester": Recipe(
+        Sylvester, "van den Berg et al. 2018, arXiv:1803.05649", vary=lambda k: {"reverse": k % 2 == 1}
+    ),
+    "iaf": Recipe(AffineAutoregressive, "Kingma et al. 2016, arXiv:1606.04934", reversals=True),
+    "maf": Recipe(AffineAutoregressive, "Papamakarios et al. 2017, arXiv:1705.07057", reversals=True, turned=True),
+    "naf": Recipe(NeuralAutoregressive, "Huang et al. 2018, arXiv:1804.00779", reversals=True),
+    "ddsf": Recipe(
+        NeuralAutoregressive, "Huang et al. 2018, arXiv:1804.00779", reversals=True, vary=lambda k: {"depth": 2}
+    ),
+    "bnaf": Recipe(BlockAutoregressive, "De Cao et al. 2019, arXiv:1904.04676", reversals=True),
+    "residual": Recipe(Residual, "Chen et al. 2019, arXiv:1906.02735"),
+    "householder": Recipe(Householder, "Tomczak and Welling 2016, arXiv:1611.09630"),
+    "lu": Recipe(LULinear, "Kingma and Dhariwal 2018, arXiv:1807.03039"),
+    "actnorm": Recipe(ActNorm, "Kingma and Dhariwal 2018, arXiv:1807.03039"),
+}
+
+
+def names() -> list[str]:
+    """The names of all families."""
+    return sorted(_RECIPES)
+
+
+def describe(name: str) -> Recipe:
+    """The recipe of a family.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest known one.
+    """
+    if name not in _RECIPES:
+        raise ValueError(f"unknown flow {name!r}{_nearest(name, names())}; expected one of {', '.join(names())}")
+    return _RECIPES[name]
+
+
+def build(
+    name: str, input_dim: int, context_dim: int | None = None, num_transforms: int = 4, **options: Any
+) -> Compose:
+    """Make a chain of ``num_transforms`` steps of one family, with the mixing layers that its paper uses.
+
+    Args:
+        name: one of :func:`names`.
+        input_dim: D.
+        context_dim: C, or ``None`` for a flow without a context.
+        num_transforms: the number of steps.
+        **options: options of the family, such as ``hidden_dims``.
+
+    Raises:
+        ValueError: for an unknown name or option, with the known ones.
+
+    Example:
+        >>> flow = build("sylvester", 4, num_transforms=2, form="householder")
+        >>> flow[0].form
+        'householder'
+    """
+    recipe = describe(name)
+    known = [p for p in inspect.signature(recipe.layer).parameters if p not in ("input_dim", "context_dim")]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"unknown option {option!r} of flow {name!r}{_nearest(option, known)}; "
+                f"expected one of {', '.join(known) or 'none'}"
+            )
+    flows: list[Flow] = []
+    for k in range(positive("num_transforms", num_transforms)):
+        step = recipe.layer(input_dim, context_dim=context_dim, **(recipe.vary(k) | options))
+        flows.append(step.inv if recipe.turned else step)
+        # Reversals come in pairs, so that the chain starts at the identity.
+        if recipe.reversals and input_dim > 1 and num_transforms > 1 and (k + 1 < num_transforms or k % 2 == 1):
+            flows.append(reverse(input_dim))
+    return Compose(flows)
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,0 +1,54 @@
+"""Elementary functions in forms that neither overflow nor cancel."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+__all__ = ["log_softplus", "safe_norm", "sech2", "slope_from", "softplus_one"]
+
+#: softplus(x + SHIFT) is 1 at x = 0
+SHIFT = math.log(math.e - 1.0)
+
+
+def softplus_one(x: Tensor) -> Tensor:
+    r"""A positive scale :math:`\log(1 + e^{x + \log(e - 1)})`, which is 1 at x = 0."""
+    return softplus(x + SHIFT)
+
+
+def log_softplus(x: Tensor) -> Tensor:
+    r"""The logarithm of :func:`softplus_one`, linear in x where softplus underflows."""
+    shifted = x + SHIFT
+    small = shifted < -15.0  # there softplus(t) = e^t to float32 accuracy, and its logarithm is t
+    correction = -0.5 * torch.exp(shifted.clamp(max=-15.0))  # the next term keeps float64 accurate too
+    return torch.where(small, shifted + correction, softplus(shifted.clamp(min=-15.0)).log())
+
+
+def sech2(x: Tensor) -> Tensor:
+    r"""The derivative :math:`1 - \tanh^2 x` of tanh without cancellation in the tails."""
+    e = torch.exp(-2.0 * x.abs())
+    return 4.0 * e / (1.0 + e).square()
+
+
+def slope_from(tanh: Tensor, gain: Tensor) -> Tensor:
+    r"""The logarithm of :math:`1 + k\,(1 - t^2)` with :math:`t = \tanh s`, for :math:`k = g - 1 > -1`.
+
+    Written :math:`\log(t^2 + g\,(1 - t^2))`, a sum of positive terms, it has nothing to cancel where k is close
+    to -1. ``gain`` g is held above the smallest normal number, so that the logarithm is finite.
+
+    Args:
+        tanh: t.
+        gain: g > 0.
+    """
+    square = tanh.square()
+    return torch.log(square + gain.clamp(min=torch.finfo(gain.dtype).tiny) * (1.0 - square))
+
+
+def safe_norm(x: Tensor) -> Tensor:
+    """The Euclidean norm over the last dimension, kept, with gradient zero (not NaN) at the origin."""
+    square = x.square().sum(-1, keepdim=True)
+    at_origin = square == 0
+    return torch.where(at_origin, 0.0, torch.where(at_origin, 1.0, square).sqrt())

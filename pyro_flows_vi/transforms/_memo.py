@@ -1,0 +1,61 @@
+"""The one cache of the package: what a call computed, for the ``log_prob`` that follows it."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Memo"]
+
+
+class Memo:
+    """What one call through torch's interface computed, for the ``log_prob`` that follows a sample.
+
+    It holds the tensor that the caller received only weakly and goes with it, so that no graph and no
+    batch outlives its user. It answers for the very tensors it was made for, as long as they, the
+    parameters (identity and version) and the grad mode are the same, and no backward pass has run through it.
+    """
+
+    __slots__ = ("__weakref__", "log_det", "stamp", "state", "x", "y")
+
+    def __init__(self, flow: nn.Module, x: Tensor, y: Tensor, log_det: Tensor, handle: Tensor) -> None:
+        # A callback that held the memo would make a cycle, and the memo would wait for the collector.
+        forget = functools.partial(_forget, weakref.ref(flow), weakref.ref(self))
+        weak = weakref.ref(handle, forget)
+        self.x: Callable[[], Tensor | None] = weak if handle is x else lambda: x
+        self.y: Callable[[], Tensor | None] = weak if handle is y else lambda: y
+        self.log_det = log_det
+        self.state = _state(flow)
+        self.stamp = self._stamp(x, y)
+        for tensor in (handle, log_det):
+            if tensor.requires_grad:
+                tensor.register_hook(forget)
+
+    def _stamp(self, x: Tensor, y: Tensor) -> tuple[Any, ...]:
+        return torch.is_grad_enabled(), x._version, y._version, [t._version for t in self.state]
+
+    def match(self, flow: nn.Module, x: Tensor | None, y: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        mine_x, mine_y = self.x(), self.y()
+        if mine_x is None or mine_y is None or (x is not None and x is not mine_x) or (y is not None and y is not mine_y):
+            return None, None
+        state = _state(flow)
+        same = len(state) == len(self.state) and all(a is b for a, b in zip(state, self.state, strict=True))
+        return (mine_x, self.log_det) if same and self._stamp(mine_x, mine_y) == self.stamp else (None, None)
+
+
+def _forget(flow_ref: weakref.ref[nn.Module], memo_ref: weakref.ref[Memo], _: object) -> None:
+    flow, memo = flow_ref(), memo_ref()
+    if flow is not None and memo is not None and flow._memo is memo:
+        flow._memo = None
+
+
+
+def _state(flow: nn.Module) -> list[Tensor]:
+    """Every tensor that the flow's values depend on."""
+    bound = [module.context for module in flow.modules() if isinstance(getattr(module, "context", None), Tensor)]
+    return [*flow.parameters(), *flow.buffers(), *bound]  # type: ignore[list-item]

@@ -1,0 +1,95 @@
+"""Radial flow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_flows_vi.nets.parameters import ParameterNet
+from pyro_flows_vi.numerics.stable import log_softplus, safe_norm, softplus_one
+from pyro_flows_vi.transforms.base import Flow
+
+__all__ = ["Radial", "conditional_radial", "radial"]
+
+
+class Radial(Flow):
+    r"""Radial flow: contraction or expansion around a centre.
+
+    .. math::
+        y = x + \frac{\alpha (g - 1)}{\alpha + r} (x - x_0), \qquad r = \|x - x_0\|, \quad \alpha, g > 0
+
+        \log|\det J| = (D - 1) \log\frac{r + \alpha g}{r + \alpha}
+            + \log\frac{r^2 + 2 \alpha r + \alpha^2 g}{(r + \alpha)^2}
+
+    With :math:`\beta = \alpha (g - 1)` this is the form of the paper under its condition
+    :math:`\beta > -\alpha`; here every term is positive, and g = 1 is the identity.
+    Both directions cost O(D) and are closed forms: the radius before the map is the positive root of
+    :math:`r^2 + (\alpha g - R)\, r - \alpha R = 0` with :math:`R = \|y - x_0\|`.
+
+    Source: Variational inference with normalizing flows (Rezende and Mohamed, 2015), arXiv:1505.05770.
+
+    Args:
+        input_dim: D.
+        context_dim: C; then the centre, alpha and g are functions of the context.
+        hidden_dims: hidden layers of that function; empty for a linear map.
+    """
+
+    def __init__(self, input_dim: int, context_dim: int | None = None, hidden_dims: Sequence[int] = ()) -> None:
+        super().__init__(input_dim, context_dim)
+        init = {
+            "centre": input_dim**-0.5 * torch.randn(input_dim),
+            "alpha": torch.zeros(1),
+            "gain": 0.01 * torch.randn(1),
+        }
+        self.params = ParameterNet(init, context_dim, hidden_dims)
+
+    def _constrained(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(centre, alpha, alpha * g)."""
+        p = self.params(context)
+        # In log space, because a product of two softplus underflows earlier than its parts.
+        tiny = torch.finfo(p["alpha"].dtype).tiny ** 0.5
+        alpha = softplus_one(p["alpha"]).clamp(min=tiny)
+        return p["centre"], alpha, alpha * torch.exp(log_softplus(p["gain"])).clamp(min=tiny)
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """O(D)."""
+        centre, alpha, inner = self._constrained(context)
+        offset = x - centre
+        r = safe_norm(offset)
+        return x + (inner - alpha) / (alpha + r) * offset, self._log_det(r, alpha, inner)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """O(D), closed form."""
+        centre, alpha, inner = self._constrained(context)
+        offset = y - centre
+        radius = safe_norm(offset)
+        p = inner - radius
+        root = torch.sqrt(p.square() + 4.0 * alpha * radius)
+        # The two forms of the positive root; each cancels where the other does not.
+        positive = p > 0
+        r = torch.where(
+            positive,
+            2.0 * alpha * radius / torch.where(positive, p + root, 1.0),
+            0.5 * (root - p),
+        )
+        x = centre + offset * ((alpha + r) / (inner + r))
+        return x, self._log_det(r, alpha, inner)
+
+    def _log_det(self, r: Tensor, alpha: Tensor, inner: Tensor) -> Tensor:
+        outside = torch.log(r + alpha)
+        across = torch.log(r + inner) - outside
+        along = torch.log(r.square() + 2.0 * alpha * r + alpha * inner) - 2.0 * outside
+        return ((self.input_dim - 1) * across + along)[..., 0]
+
+
+def radial(input_dim: int) -> Radial:
+    """A radial flow, with Pyro's signature."""
+    return Radial(input_dim)
+
+
+def conditional_radial(input_dim: int, context_dim: int, hidden_dims: Sequence[int] | None = None) -> Radial:
+    """A radial flow with a context, with Pyro's signature and default network."""
+    hidden_dims = (10 * input_dim, 10 * input_dim) if hidden_dims is None else hidden_dims
+    return Radial(input_dim, context_dim, hidden_dims)

@@ -1,0 +1,161 @@
+"""Sylvester flow, in its orthogonal, Householder and triangular forms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, softplus
+
+from pyro_flows_vi.nets.parameters import ParameterNet
+from pyro_flows_vi.numerics.linear import matvec, reflect
+from pyro_flows_vi.numerics.roots import solve_tanh
+from pyro_flows_vi.numerics.stable import slope_from
+from pyro_flows_vi.transforms._door import positive
+from pyro_flows_vi.transforms.base import Flow
+
+__all__ = ["Sylvester", "conditional_sylvester", "sylvester"]
+
+Form = Literal["orthogonal", "householder", "triangular"]
+
+
+class Sylvester(Flow):
+    r"""Sylvester flow: M tanh ridges in an orthonormal basis.
+
+    .. math::
+        y = x + Q R \tanh(\tilde R Q^\top x + b), \qquad
+        \log|\det J| = \sum_{i=1}^{M} \log\bigl(1 + r_{ii} \tilde r_{ii} \tanh'_i\bigr)
+
+    with :math:`Q \in \mathbb{R}^{D \times M}` orthonormal and R and R-tilde upper triangular, whose diagonals are
+    hyperbolic tangents, so that :math:`r_{ii} \tilde r_{ii} > -1`. The forms differ in Q:
+
+    * ``"orthogonal"``: the Q of a QR decomposition of a free D x M matrix, O(D M^2);
+    * ``"householder"``: the first M columns of a product of reflections, applied without being formed, O(D) each;
+    * ``"triangular"``: the identity, or the reversal of the coordinates (``reverse=True``).
+
+    Forward is a few matrix products. The inverse is back-substitution through the triangular system, M scalar
+    roots one after the other; the part outside the span of Q is copied.
+
+    Source: Sylvester normalizing flows for variational inference (van den Berg et al., 2018), arXiv:1803.05649.
+
+    Args:
+        input_dim: D.
+        context_dim: C; then all of Q, R, R-tilde and b are functions of the context.
+        hidden_dims: hidden layers of that function; empty for a linear map, as in the paper.
+        form: one of the three.
+        rank: M; by default D // 2 rounded up for the orthogonal form and D for the others.
+        num_reflections: the number of reflections of the Householder form; by default min(D, 8).
+        reverse: whether the triangular form reverses the coordinates.
+
+    Raises:
+        ValueError: for an unknown form, or a rank that is not in 1, ..., D.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        context_dim: int | None = None,
+        hidden_dims: Sequence[int] = (),
+        form: Form = "orthogonal",
+        rank: int | None = None,
+        num_reflections: int | None = None,
+        reverse: bool = False,
+    ) -> None:
+        super().__init__(input_dim, context_dim)
+        if form not in get_args(Form):
+            raise ValueError(f"expected form to be one of {', '.join(get_args(Form))}; got {form!r}")
+        rank = (-(-input_dim // 2) if form == "orthogonal" else input_dim) if rank is None else positive("rank", rank)
+        if rank > input_dim:
+            raise ValueError(f"expected rank to be at most input_dim={input_dim}, got {rank}")
+        self.form, self.rank, self.reverse = form, rank, reverse
+        init = {
+            "r": 0.01 * torch.randn(rank, rank),  # the upper half is R's, the lower half R-tilde's
+            "inner_diagonal": torch.ones(rank),
+            "b": 0.01 * torch.randn(rank),
+        }
+        if form == "orthogonal":
+            init["q"] = torch.randn(input_dim, rank)
+        elif form == "householder":
+            count = min(input_dim, 8) if num_reflections is None else positive("num_reflections", num_reflections)
+            init["v"] = torch.randn(count, input_dim)
+        self.params = ParameterNet(init, context_dim, hidden_dims)
+
+    def _onto_basis(self, p: dict[str, Tensor], x: Tensor) -> Tensor:
+        """Q' x, ``(*batch, M)``."""
+        if self.form == "orthogonal":
+            return matvec(p["q"].mT, x)
+        if self.form == "triangular":
+            return (x.flip(-1) if self.reverse else x)[..., : self.rank]
+        for v in p["v"].unbind(-2):
+            x = reflect(x, v)
+        return x[..., : self.rank]
+
+    def _from_basis(self, p: dict[str, Tensor], v: Tensor) -> Tensor:
+        """Q v, ``(*batch, D)``."""
+        if self.form == "orthogonal":
+            return matvec(p["q"], v)
+        x = pad(v, (0, self.input_dim - self.rank))
+        if self.form == "triangular":
+            return x.flip(-1) if self.reverse else x
+        for reflection in reversed(p["v"].unbind(-2)):
+            x = reflect(x, reflection)
+        return x
+
+    def _constrained(self, context: Tensor | None) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
+        """(parameters with Q, R, R-tilde, 1 + diagonal products)."""
+        p = self.params(context)
+        if self.form == "orthogonal":
+            p["q"] = torch.linalg.qr(p["q"].to(torch.promote_types(p["q"].dtype, torch.float32)))[0].to(p["q"].dtype)
+        a, b = p["r"].diagonal(dim1=-2, dim2=-1), p["inner_diagonal"]
+        outer = torch.triu(p["r"], 1) + torch.tanh(a).diag_embed()
+        inner = torch.triu(p["r"].mT, 1) + torch.tanh(b).diag_embed()
+        # 1 + tanh a tanh b = cosh(a + b) / (cosh a cosh b), which stays positive where the product rounds to -1
+        gain = torch.exp(_log_cosh(a + b) - _log_cosh(a) - _log_cosh(b))
+        return p, outer, inner, gain
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """O(D M + M^2) per point, and Q."""
+        p, outer, inner, gain = self._constrained(context)
+        tanh = torch.tanh(matvec(inner, self._onto_basis(p, x)) + p["b"])
+        return x + self._from_basis(p, matvec(outer, tanh)), slope_from(tanh, gain).sum(-1)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """M scalar roots in sequence."""
+        p, outer, inner, gain = self._constrained(context)
+        projected = self._onto_basis(p, y)
+        gain = gain.expand(projected.shape)
+        rest, before = projected, p["b"].expand(projected.shape)  # what the later rows leave of v' and of R~ v + b
+        tanhs: list[Tensor] = []
+        for i in reversed(range(self.rank)):
+            r, r_inner, target = outer[..., i, i], inner[..., i, i], rest[..., i]
+            tanh = torch.tanh(solve_tanh(r_inner * target + before[..., i], gain[..., i]))
+            rest = rest - outer[..., i] * tanh[..., None]
+            before = before + inner[..., i] * (target - r * tanh)[..., None]
+            tanhs.insert(0, tanh)
+        tanh = torch.stack(tanhs, dim=-1)
+        return y - self._from_basis(p, matvec(outer, tanh)), slope_from(tanh, gain).sum(-1)
+
+    def extra_repr(self) -> str:
+        """The dimensions, form and rank, for ``repr``."""
+        return f"{super().extra_repr()}, form={self.form!r}, rank={self.rank}"
+
+
+def _log_cosh(x: Tensor) -> Tensor:
+    return x.abs() + softplus(-2.0 * x.abs()) - math.log(2.0)
+
+
+def sylvester(input_dim: int, count_transforms: int | None = None) -> Sylvester:
+    """A Householder Sylvester flow, with Pyro's signature and its default of D // 2 + 1 reflections."""
+    return Sylvester(input_dim, form="householder", num_reflections=count_transforms or input_dim // 2 + 1)
+
+
+def conditional_sylvester(
+    input_dim: int, context_dim: int, hidden_dims: Sequence[int] = (), count_transforms: int | None = None
+) -> Sylvester:
+    """A Householder Sylvester flow with a context; Pyro has none."""
+    return Sylvester(
+        input_dim, context_dim, hidden_dims, form="householder", num_reflections=count_transforms or input_dim // 2 + 1
+    )
