@@ -32,7 +32,7 @@ from pyro_flows_vi.transforms.radial import Radial
 from pyro_flows_vi.transforms.residual import Residual
 from pyro_flows_vi.transforms.sylvester import Sylvester
 
-__all__ = ["Recipe", "build", "describe", "names"]
+__all__ = ["Recipe", "build", "describe", "names", "options"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Recipe:
         layer: makes one step, ``layer(input_dim, context_dim=..., **options)``.
         reversals: whether every second step sees the coordinates in reverse order.
         turned: whether each step is used in its inverse direction, so that scoring data is cheap.
+        stacked: whether one layer makes all steps, by its argument ``num_transforms``.
         vary: options of step k that the recipe sets, unless the user does.
         source: paper and arXiv id.
     """
@@ -51,11 +52,12 @@ class Recipe:
     source: str
     reversals: bool = False
     turned: bool = False
+    stacked: bool = False
     vary: Callable[[int], dict[str, Any]] = lambda k: {}
 
 
 _RECIPES: dict[str, Recipe] = {
-    "planar": Recipe(Planar, "Rezende and Mohamed 2015, arXiv:1505.05770"),
+    "planar": Recipe(Planar, "Rezende and Mohamed 2015, arXiv:1505.05770", stacked=True),
     "radial": Recipe(Radial, "Rezende and Mohamed 2015, arXiv:1505.05770"),
     "sylvester": Recipe(
         Sylvester, "van den Berg et al. 2018, arXiv:1803.05649", vary=lambda k: {"reverse": k % 2 == 1}
@@ -90,8 +92,18 @@ def describe(name: str) -> Recipe:
     return _RECIPES[name]
 
 
+def options(name: str) -> list[str]:
+    """The names of the options that a family takes, besides its dimensions and the number of steps.
+
+    >>> options("sylvester")
+    ['hidden_dims', 'form', 'rank', 'num_reflections', 'reverse']
+    """
+    parameters = inspect.signature(describe(name).layer).parameters
+    return [p for p in parameters if p not in ("input_dim", "context_dim", "num_transforms")]
+
+
 def build(
-    name: str, input_dim: int, context_dim: int | None = None, num_transforms: int = 4, **options: Any
+    name: str, input_dim: int, context_dim: int | None = None, num_transforms: int = 4, **settings: Any
 ) -> Compose:
     """Make a chain of ``num_transforms`` steps of one family, with the mixing layers that its paper uses.
 
@@ -100,7 +112,7 @@ def build(
         input_dim: D.
         context_dim: C, or ``None`` for a flow without a context.
         num_transforms: the number of steps.
-        **options: options of the family, such as ``hidden_dims``.
+        **settings: options of the family, such as ``hidden_dims``.
 
     Raises:
         ValueError: for an unknown name or option, with the known ones.
@@ -111,16 +123,19 @@ def build(
         'householder'
     """
     recipe = describe(name)
-    known = [p for p in inspect.signature(recipe.layer).parameters if p not in ("input_dim", "context_dim")]
-    for option in options:
+    known = options(name)
+    for option in settings:
         if option not in known:
             raise ValueError(
                 f"unknown option {option!r} of flow {name!r}{_nearest(option, known)}; "
                 f"expected one of {', '.join(known) or 'none'}"
             )
+    positive("num_transforms", num_transforms)
+    if recipe.stacked:
+        return Compose([recipe.layer(input_dim, context_dim=context_dim, num_transforms=num_transforms, **settings)])
     flows: list[Flow] = []
-    for k in range(positive("num_transforms", num_transforms)):
-        step = recipe.layer(input_dim, context_dim=context_dim, **(recipe.vary(k) | options))
+    for k in range(num_transforms):
+        step = recipe.layer(input_dim, context_dim=context_dim, **(recipe.vary(k) | settings))
         flows.append(step.inv if recipe.turned else step)
         # Reversals come in pairs, so that the chain starts at the identity.
         if recipe.reversals and input_dim > 1 and num_transforms > 1 and (k + 1 < num_transforms or k % 2 == 1):

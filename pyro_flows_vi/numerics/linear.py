@@ -5,38 +5,50 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["matvec", "reflect"]
+__all__ = ["matvec", "reflect", "unit", "vecmat"]
 
 
-def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
-    """The product :math:`A v`, with A shared by leading dimensions of v that it does not have.
+def vecmat(vector: Tensor, matrix: Tensor) -> Tensor:
+    r"""The product :math:`v^\top A`, with A shared by leading dimensions of v that it does not have.
 
     ``torch.matmul`` would copy A along them; here they become the rows of one product.
 
     Args:
+        vector: ``(*batch, N)``, where ``batch`` ends in something that ``matrix_batch`` broadcasts against.
         matrix: ``(*matrix_batch, N, M)``.
-        vector: ``(*batch, M)``, where ``batch`` ends in something that ``matrix_batch`` broadcasts against.
 
     Returns:
-        ``(*batch, N)``.
+        ``(*batch, M)``.
     """
     if matrix.dim() == 2:
-        return vector @ matrix.mT
+        return vector @ matrix
     extra = vector.dim() - matrix.dim() + 1
     if extra <= 0:
-        return (matrix @ vector[..., None])[..., 0]
-    lead = vector.shape[:extra]
-    rows = vector.flatten(0, extra - 1).movedim(0, -2)  # (*matrix_batch, extra, M)
-    return (rows @ matrix.mT).movedim(-2, 0).unflatten(0, lead)
+        return (vector[..., None, :] @ matrix)[..., 0, :]
+    rows = vector.flatten(0, extra - 1).movedim(0, -2)  # (*matrix_batch, extra, N)
+    return (rows @ matrix).movedim(-2, 0).unflatten(0, vector.shape[:extra])
 
 
-def reflect(x: Tensor, v: Tensor) -> Tensor:
-    r"""Householder reflection :math:`x - 2 v (v^\top x) / \|v\|^2`; the identity where v = 0.
+def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
+    """The product :math:`A v`, as :func:`vecmat`."""
+    return vecmat(vector, matrix.mT)
+
+
+def unit(v: Tensor) -> Tensor:
+    """v over its Euclidean norm along the last dimension; zero where v = 0."""
+    square = v.square().sum(-1, keepdim=True)
+    return v * torch.where(square == 0, 1.0, square).rsqrt()
+
+
+def reflect(x: Tensor, units: Tensor, reverse: bool = False) -> Tensor:
+    r"""Householder reflections :math:`x \leftarrow x - 2 v_k v_k^\top x`, one after the other.
 
     Args:
         x: ``(*batch, D)``.
-        v: ``(*v_batch, D)``, broadcast against x.
+        units: the vectors :math:`v_k`, of norm 1 (or 0, which does nothing), ``(*v_batch, K, D)``.
+        reverse: whether to begin with the last, which is the inverse.
     """
-    square = v.square().sum(-1, keepdim=True)
-    unit = v * torch.where(square == 0, 1.0, square).rsqrt()
-    return x - 2.0 * (x * unit).sum(-1, keepdim=True) * unit
+    steps = units.unbind(-2)
+    for v in reversed(steps) if reverse else steps:
+        x = torch.addcmul(x, torch.linalg.vecdot(x, v)[..., None], v, value=-2)
+    return x

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-__all__ = ["log_softplus", "safe_norm", "sech2", "slope_from", "softplus_one"]
+__all__ = ["log_softplus", "safe_norm", "sech2", "slope_from", "softplus_one", "temper"]
 
 #: softplus(x + SHIFT) is 1 at x = 0
 SHIFT = math.log(math.e - 1.0)
@@ -25,6 +25,15 @@ def log_softplus(x: Tensor) -> Tensor:
     small = shifted < -15.0  # there softplus(t) = e^t to float32 accuracy, and its logarithm is t
     correction = -0.5 * torch.exp(shifted.clamp(max=-15.0))  # the next term keeps float64 accurate too
     return torch.where(small, shifted + correction, softplus(shifted.clamp(min=-15.0)).log())
+
+
+def temper(x: Tensor) -> Tensor:
+    r"""The map :math:`4 \operatorname{asinh}(x / 4)`: nearly x for moderate x, logarithmic beyond, onto R.
+
+    The exponential of it is a scale that can take any positive value, yet grows like a power of the output of a
+    network and not exponentially, so that a rare large output cannot blow up the map or flatten it to nothing.
+    """
+    return 4.0 * torch.asinh(0.25 * x)
 
 
 def sech2(x: Tensor) -> Tensor:

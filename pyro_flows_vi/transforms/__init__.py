@@ -1,0 +1,63 @@
+"""The flow families, each a :class:`~pyro_flows_vi.transforms.base.Flow`, and factories with Pyro's signatures."""
+
+from pyro_flows_vi.transforms.act_norm import ActNorm
+from pyro_flows_vi.transforms.affine_autoregressive import (
+    AffineAutoregressive,
+    affine_autoregressive,
+    conditional_affine_autoregressive,
+)
+from pyro_flows_vi.transforms.base import Conditioned, Flow, Inverse
+from pyro_flows_vi.transforms.block_autoregressive import (
+    BlockAutoregressive,
+    block_autoregressive,
+    conditional_block_autoregressive,
+)
+from pyro_flows_vi.transforms.compose import Compose
+from pyro_flows_vi.transforms.householder import Householder, conditional_householder, householder
+from pyro_flows_vi.transforms.lu_linear import LULinear
+from pyro_flows_vi.transforms.neural_autoregressive import (
+    NeuralAutoregressive,
+    conditional_neural_autoregressive,
+    neural_autoregressive,
+)
+from pyro_flows_vi.transforms.permute import Permute, permute, reverse
+from pyro_flows_vi.transforms.planar import Planar, conditional_planar, planar
+from pyro_flows_vi.transforms.radial import Radial, conditional_radial, radial
+from pyro_flows_vi.transforms.residual import Residual, conditional_residual, residual
+from pyro_flows_vi.transforms.sylvester import Sylvester, conditional_sylvester, sylvester
+
+__all__ = [
+    "ActNorm",
+    "AffineAutoregressive",
+    "BlockAutoregressive",
+    "Compose",
+    "Conditioned",
+    "Flow",
+    "Householder",
+    "Inverse",
+    "LULinear",
+    "NeuralAutoregressive",
+    "Permute",
+    "Planar",
+    "Radial",
+    "Residual",
+    "Sylvester",
+    "affine_autoregressive",
+    "block_autoregressive",
+    "conditional_affine_autoregressive",
+    "conditional_block_autoregressive",
+    "conditional_householder",
+    "conditional_neural_autoregressive",
+    "conditional_planar",
+    "conditional_radial",
+    "conditional_residual",
+    "conditional_sylvester",
+    "householder",
+    "neural_autoregressive",
+    "permute",
+    "planar",
+    "radial",
+    "residual",
+    "reverse",
+    "sylvester",
+]

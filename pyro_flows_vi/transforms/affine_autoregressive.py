@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pyro_flows_vi.nets.masked import MADE
-from pyro_flows_vi.numerics.stable import log_softplus
+from pyro_flows_vi.numerics.stable import temper
 from pyro_flows_vi.transforms.base import Flow
 
 __all__ = ["AffineAutoregressive", "affine_autoregressive", "conditional_affine_autoregressive"]
@@ -22,8 +22,9 @@ class AffineAutoregressive(Flow):
     .. math::
         y_i = \sigma_i(x_{<i})\, x_i + \mu_i(x_{<i}), \qquad \log|\det J| = \sum_i \log \sigma_i
 
-    with :math:`\sigma = \operatorname{softplus}(s + \log(e - 1))`, unbounded on both sides and 1 at s = 0. In
-    the gated form :math:`\sigma = \operatorname{sigmoid}(s + 2)` and :math:`y_i = \sigma_i x_i + (1 - \sigma_i) \mu_i`.
+    with :math:`\log \sigma = \tau(s)`, or in the gated form :math:`\sigma = \operatorname{sigmoid}(\tau(s))` and
+    :math:`y_i = \sigma_i x_i + (1 - \sigma_i) \mu_i`. The scale has no bounds: :math:`\tau(s) = 4 \operatorname{asinh}(s / 4)`
+    is s for moderate s and grows logarithmically beyond, where an exponential would overflow.
     ``flow.inv`` is the step of the masked autoregressive flow (MAF).
 
     Forward is one pass of the network. The inverse is sequential in the coordinates, but computes each hidden
@@ -58,9 +59,10 @@ class AffineAutoregressive(Flow):
         self.net = MADE(input_dim, init, hidden_dims, context_dim)
 
     def _shift_and_log_scale(self, shift: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale = temper(raw)
         if self.gated:
-            return shift * torch.sigmoid(-raw), logsigmoid(raw)
-        return shift, log_softplus(raw)
+            return shift * torch.sigmoid(-log_scale), logsigmoid(log_scale)
+        return shift, log_scale
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One pass of the network."""

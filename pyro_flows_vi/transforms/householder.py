@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_flows_vi.nets.parameters import ParameterNet
-from pyro_flows_vi.numerics.linear import reflect
+from pyro_flows_vi.numerics.linear import reflect, unit
 from pyro_flows_vi.transforms._door import positive
 from pyro_flows_vi.transforms.base import Flow
 
@@ -51,14 +51,12 @@ class Householder(Flow):
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """O(D) per reflection."""
-        for v in self.params(context)["v"].unbind(-2):
-            x = reflect(x, v)
+        x = reflect(x, unit(self.params(context)["v"]))
         return x, x.new_zeros(x.shape[:-1])
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The same reflections in reverse order."""
-        for v in reversed(self.params(context)["v"].unbind(-2)):
-            y = reflect(y, v)
+        y = reflect(y, unit(self.params(context)["v"]), reverse=True)
         return y, y.new_zeros(y.shape[:-1])
 
 

@@ -10,24 +10,27 @@ from torch import Tensor
 from pyro_flows_vi.nets.parameters import ParameterNet
 from pyro_flows_vi.numerics.roots import solve_tanh
 from pyro_flows_vi.numerics.stable import slope_from, softplus_one
+from pyro_flows_vi.transforms._door import positive
 from pyro_flows_vi.transforms.base import Flow
 
 __all__ = ["Planar", "conditional_planar", "planar"]
 
 
 class Planar(Flow):
-    r"""Planar flow: one tanh ridge across a hyperplane.
+    r"""Planar flow: tanh ridges across K hyperplanes, one after the other.
 
     .. math::
-        y = x + \hat u \tanh(w^\top x + b), \qquad
-        \log|\det J| = \log\bigl(1 + w^\top \hat u \, \tanh'(w^\top x + b)\bigr)
+        x \leftarrow x + \hat u_k \tanh(w_k^\top x + b_k), \qquad
+        \log|\det J| = \sum_{k=1}^{K} \log\bigl(1 + w_k^\top \hat u_k \, \tanh'(w_k^\top x + b_k)\bigr)
 
-    The map is invertible iff :math:`w^\top\hat u > -1`, which
+    Each step is invertible iff :math:`w^\top\hat u > -1`, which
     :math:`\hat u = u + (m(w^\top u) - w^\top u)\, w / \|w\|^2` with
     :math:`m(a) = \operatorname{softplus}(a + \log(e - 1)) - 1` ensures; m(0) = 0, so that u = 0 is the identity.
 
-    Both directions cost O(D). The inverse solves one scalar equation, :math:`s + w^\top\hat u\tanh s = w^\top y + b`,
-    by a fixed number of Newton steps.
+    Both directions cost O(D) per step. The inverse solves one scalar equation per step,
+    :math:`s + w^\top\hat u\tanh s = w^\top y + b`, by a fixed number of Newton iterations. A chain of K steps in one
+    flow is several times faster than K flows in a chain: one network makes the parameters of all, and what does
+    not depend on x is computed for all steps together.
 
     Source: Variational inference with normalizing flows (Rezende and Mohamed, 2015), arXiv:1505.05770.
 
@@ -35,42 +38,62 @@ class Planar(Flow):
         input_dim: D.
         context_dim: C; then u, w and b are functions of the context.
         hidden_dims: hidden layers of that function; empty for a linear map.
+        num_transforms: K, the number of steps.
     """
 
-    def __init__(self, input_dim: int, context_dim: int | None = None, hidden_dims: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        input_dim: int,
+        context_dim: int | None = None,
+        hidden_dims: Sequence[int] = (),
+        num_transforms: int = 1,
+    ) -> None:
         super().__init__(input_dim, context_dim)
+        self.num_transforms = positive("num_transforms", num_transforms)
         spread = input_dim**-0.5
         init = {
-            "u": 0.01 * spread * torch.randn(input_dim),
-            "w": spread * torch.randn(input_dim),
-            "b": torch.zeros(()),
+            "u": 0.01 * spread * torch.randn(num_transforms, input_dim),
+            "w": spread * torch.randn(num_transforms, input_dim),
+            "b": torch.zeros(num_transforms),
         }
         self.params = ParameterNet(init, context_dim, hidden_dims)
 
-    def _constrained(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(u_hat, w, b, 1 + w.u_hat)."""
+    def _steps(self, context: Tensor | None) -> tuple[list[tuple[Tensor, ...]], Tensor]:
+        """(u_hat, w, b, gain) of every step, and the gains 1 + w.u_hat ``(*context_batch, K)``."""
         p = self.params(context)
-        u, w, b = p["u"], p["w"], p["b"]
+        u, w = p["u"], p["w"]
         overlap, square = (w * u).sum(-1, keepdim=True), w.square().sum(-1, keepdim=True)
         gain = softplus_one(overlap)
         square = torch.where(square == 0, 1.0, square)  # w = 0 shifts by a constant, whatever u is
-        return u + (gain - 1.0 - overlap) * (w / square), w, b, gain[..., 0]
+        u = u + (gain - 1.0 - overlap) / square * w
+        gain = gain[..., 0]
+        return list(zip(u.unbind(-2), w.unbind(-2), p["b"].unbind(-1), gain.unbind(-1), strict=True)), gain
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """O(D)."""
-        u, w, b, gain = self._constrained(context)
-        tanh = torch.tanh(_dot(x, w) + b)
-        return x + u * tanh[..., None], slope_from(tanh, gain)
+        """O(D) per step."""
+        steps, gain = self._steps(context)
+        tanhs = []
+        for u, w, b, _ in steps:
+            tanhs.append(torch.tanh(_dot(x, w) + b))
+            x = torch.addcmul(x, u, tanhs[-1][..., None])
+        return x, slope_from(torch.stack(tanhs, -1), gain).sum(-1)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """O(D), with a scalar root per point."""
-        u, w, b, gain = self._constrained(context)
-        tanh = torch.tanh(solve_tanh(_dot(y, w) + b, gain))
-        return y - u * tanh[..., None], slope_from(tanh, gain)
+        """O(D) per step, with a scalar root per point."""
+        steps, gain = self._steps(context)
+        tanhs: list[Tensor] = []
+        for u, w, b, g in reversed(steps):
+            tanhs.insert(0, torch.tanh(solve_tanh(_dot(y, w) + b, g)))
+            y = torch.addcmul(y, u, tanhs[0][..., None], value=-1)
+        return y, slope_from(torch.stack(tanhs, -1), gain).sum(-1)
+
+    def extra_repr(self) -> str:
+        """The dimensions and the number of steps, for ``repr``."""
+        return f"{super().extra_repr()}, num_transforms={self.num_transforms}"
 
 
 def _dot(x: Tensor, w: Tensor) -> Tensor:
-    return x @ w if w.dim() == 1 else (x * w).sum(-1)
+    return x @ w if w.dim() == 1 else torch.linalg.vecdot(x, w)
 
 
 def planar(input_dim: int) -> Planar:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad, softplus
 
 from pyro_flows_vi.nets.parameters import ParameterNet
-from pyro_flows_vi.numerics.linear import matvec, reflect
+from pyro_flows_vi.numerics.linear import matvec, reflect, unit, vecmat
 from pyro_flows_vi.numerics.roots import solve_tanh
 from pyro_flows_vi.numerics.stable import slope_from
 from pyro_flows_vi.transforms._door import positive
@@ -86,12 +86,10 @@ class Sylvester(Flow):
     def _onto_basis(self, p: dict[str, Tensor], x: Tensor) -> Tensor:
         """Q' x, ``(*batch, M)``."""
         if self.form == "orthogonal":
-            return matvec(p["q"].mT, x)
+            return vecmat(x, p["q"])
         if self.form == "triangular":
             return (x.flip(-1) if self.reverse else x)[..., : self.rank]
-        for v in p["v"].unbind(-2):
-            x = reflect(x, v)
-        return x[..., : self.rank]
+        return reflect(x, p["v"])[..., : self.rank]
 
     def _from_basis(self, p: dict[str, Tensor], v: Tensor) -> Tensor:
         """Q v, ``(*batch, D)``."""
@@ -100,43 +98,46 @@ class Sylvester(Flow):
         x = pad(v, (0, self.input_dim - self.rank))
         if self.form == "triangular":
             return x.flip(-1) if self.reverse else x
-        for reflection in reversed(p["v"].unbind(-2)):
-            x = reflect(x, reflection)
-        return x
+        return reflect(x, p["v"], reverse=True)
 
-    def _constrained(self, context: Tensor | None) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
-        """(parameters with Q, R, R-tilde, 1 + diagonal products)."""
+    def _constrained(self, context: Tensor | None) -> dict[str, Tensor]:
+        """The parameters, with orthonormal directions, the parts of R and R-tilde, and 1 + their diagonal products."""
         p = self.params(context)
         if self.form == "orthogonal":
-            p["q"] = torch.linalg.qr(p["q"].to(torch.promote_types(p["q"].dtype, torch.float32)))[0].to(p["q"].dtype)
+            precise = torch.promote_types(p["q"].dtype, torch.float32)  # there is no bfloat16 QR
+            p["q"] = torch.linalg.qr(p["q"].to(precise))[0].to(p["q"].dtype)
+        elif self.form == "householder":
+            p["v"] = unit(p["v"])
         a, b = p["r"].diagonal(dim1=-2, dim2=-1), p["inner_diagonal"]
-        outer = torch.triu(p["r"], 1) + torch.tanh(a).diag_embed()
-        inner = torch.triu(p["r"].mT, 1) + torch.tanh(b).diag_embed()
         # 1 + tanh a tanh b = cosh(a + b) / (cosh a cosh b), which stays positive where the product rounds to -1
         gain = torch.exp(_log_cosh(a + b) - _log_cosh(a) - _log_cosh(b))
-        return p, outer, inner, gain
+        # R-tilde is kept transposed, as the lower half of one matrix whose upper half is R.
+        upper, lower = torch.triu(p["r"], 1), torch.tril(p["r"], -1)
+        return p | {"outer": torch.tanh(a), "inner": torch.tanh(b), "upper": upper, "lower": lower, "gain": gain}
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """O(D M + M^2) per point, and Q."""
-        p, outer, inner, gain = self._constrained(context)
-        tanh = torch.tanh(matvec(inner, self._onto_basis(p, x)) + p["b"])
-        return x + self._from_basis(p, matvec(outer, tanh)), slope_from(tanh, gain).sum(-1)
+        p = self._constrained(context)
+        v = self._onto_basis(p, x)
+        tanh = torch.tanh(p["inner"] * v + vecmat(v, p["lower"]) + p["b"])
+        y = x + self._from_basis(p, p["outer"] * tanh + matvec(p["upper"], tanh))
+        return y, slope_from(tanh, p["gain"]).sum(-1)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """M scalar roots in sequence."""
-        p, outer, inner, gain = self._constrained(context)
-        projected = self._onto_basis(p, y)
-        gain = gain.expand(projected.shape)
-        rest, before = projected, p["b"].expand(projected.shape)  # what the later rows leave of v' and of R~ v + b
+        p = self._constrained(context)
+        rest = self._onto_basis(p, y)  # what the rows below leave of Q' y
+        outer, inner, gain, before = (p[name].expand(rest.shape) for name in ("outer", "inner", "gain", "b"))
         tanhs: list[Tensor] = []
         for i in reversed(range(self.rank)):
-            r, r_inner, target = outer[..., i, i], inner[..., i, i], rest[..., i]
-            tanh = torch.tanh(solve_tanh(r_inner * target + before[..., i], gain[..., i]))
-            rest = rest - outer[..., i] * tanh[..., None]
-            before = before + inner[..., i] * (target - r * tanh)[..., None]
+            target = rest[..., i]
+            tanh = torch.tanh(solve_tanh(inner[..., i] * target + before[..., i], gain[..., i]))
+            rest = rest - p["upper"][..., i] * tanh[..., None]
+            before = before + p["lower"][..., i, :] * (target - outer[..., i] * tanh)[..., None]
             tanhs.insert(0, tanh)
         tanh = torch.stack(tanhs, dim=-1)
-        return y - self._from_basis(p, matvec(outer, tanh)), slope_from(tanh, gain).sum(-1)
+        x = y - self._from_basis(p, outer * tanh + matvec(p["upper"], tanh))
+        return x, slope_from(tanh, gain).sum(-1)
 
     def extra_repr(self) -> str:
         """The dimensions, form and rank, for ``repr``."""

@@ -1,0 +1,117 @@
+"""Sphinx extension: writes the generated parts of the pages, from the code and from committed tables."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import click
+import torch
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+from pyro_flows_vi import cli, flows
+from pyro_flows_vi.testing import check_flow
+
+logger = logging.getLogger(__name__)
+
+DIM = 10
+CHECKED_DIM = 3
+STEPS = 4
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def class_link(cls: type) -> str:
+    return f"{{class}}`~{cls.__module__}.{cls.__qualname__}`"
+
+
+def flow_table() -> str:
+    """What each recipe of the registry declares, and how many parameters its default chain has."""
+    rows = []
+    for name in flows.names():
+        flow = flows.build(name, DIM, num_transforms=STEPS)
+        recipe = flows.describe(name)
+        rows.append(
+            [
+                f"`{name}`",
+                class_link(recipe.layer),
+                "one pass" if flow.fast_forward else "sequential or iterative",
+                "one pass" if flow.fast_inverse else "sequential or iterative",
+                "exact" if flow.exact_log_det else "estimated in training",
+                f"{sum(p.numel() for p in flow.parameters()):,}",
+                recipe.source,
+            ]
+        )
+    parameters = f"parameters (D = {DIM}, {STEPS} steps)"
+    header = [
+        "name",
+        "one step",
+        "sample: forward",
+        "score data: inverse",
+        "log-determinant",
+        parameters,
+        "source",
+    ]
+    return markdown_table(header, rows)
+
+
+def error_table() -> str:
+    """The worst error of each family in the property checks, found while the pages are built."""
+    rows = []
+    for name in flows.names():
+        worst: dict[str, float] = {}
+        for context_dim in (None, 2):
+            torch.manual_seed(0)
+            flow = flows.build(name, CHECKED_DIM, context_dim=context_dim, num_transforms=1)
+            for check, error in check_flow(flow).items():
+                worst[check] = max(error, worst.get(check, 0.0))
+        checks = ("check_log_det", "check_inverse", "check_inverse_gradients")
+        rows.append([f"`{name}`", *(f"{worst[check]:.1e}" if worst[check] else "0" for check in checks)])
+    return markdown_table(["flow", "log-determinant", "inverse", "gradients through the inverse"], rows)
+
+
+def command_help(command: click.Command, path: str) -> Iterable[str]:
+    """The help text of a command and of those below it, one block each."""
+    context = click.Context(command, info_name=path, terminal_width=100)
+    yield f"### `{path}`\n\n```text\n{command.get_help(context)}\n```\n"
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            assert child is not None
+            yield from command_help(child, f"{path} {name}")
+
+
+def committed(docs: Path, name: str) -> str:
+    """A table that a command made from records, as it was committed."""
+    path = docs / f"{name}.md"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    return f"No table has been committed yet: `docs/{name}.md` is made by the command above.\n"
+
+
+def write_tables(app: Sphinx) -> None:
+    docs = Path(app.srcdir)
+    logger.info("checking every flow of the registry for its table")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parts = {
+            "flows": flow_table(),
+            "errors": error_table(),
+            "commands": "\n".join(command_help(cli.main, "pyro-flows-vi")),
+            "vae_table": committed(docs, "vae_table"),
+            "performance_table": committed(docs, "performance_table"),
+        }
+    folder = docs / "generated"
+    folder.mkdir(exist_ok=True)
+    for name, text in parts.items():
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("builder-inited", write_tables)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,199 @@
+"""The table of a folder of records, beside the published rows of the same protocol and binarisation."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+from pyro_flows_vi.vae.published import Number, Published, published
+from pyro_flows_vi.vae.records import load_record
+from pyro_flows_vi.vae.rows import ROWS
+
+__all__ = ["render_table"]
+
+HEADER = ("posterior", "-ELBO", "NLL", "NLL - none", "samples", "epochs", "parameters", "minutes", "source")
+NONE = "–"
+
+
+def render_table(folder: str | os.PathLike[str], *, style: str = "markdown", recalled: bool = False) -> str:
+    """The table of the records in ``folder``, made from them alone.
+
+    Values are in nats per image on the test set, with standard errors over its images. The column
+    ``NLL - none`` is the mean difference to the run without a flow, image by image, which is known much
+    better than either.
+
+    Args:
+        folder: with the records (``*.json``) of one protocol, data set and binarisation.
+        style: ``"markdown"``, or ``"text"`` for a terminal.
+        recalled: whether to print published numbers that nobody has read in a source yet.
+
+    Raises:
+        ValueError: for an unknown style, a folder without records, a bad record, and for records of different
+            protocols, data or binarisations, which are not comparable.
+    """
+    if style not in ("markdown", "text"):
+        raise ValueError(f"unknown style {style!r}: expected one of markdown, text")
+    paths = sorted(Path(folder).glob("*.json"))
+    if not paths:
+        raise ValueError(f"{folder}: expected a folder with records (*.json), found none; train a row first")
+    records = [load_record(path) for path in paths]
+    _check_comparable(paths, records)
+    order = {name: place for place, name in enumerate(ROWS)}
+    records.sort(key=lambda r: (order.get(r["row"], len(order)), r["row"], r["seed"]))
+    first = records[0]
+    data = first["data"]
+    others = published(first["protocol"], data["name"], data["binarisation"], recalled=recalled)
+    several = len({r["seed"] for r in records}) > 1
+    rows = [_our_row(r, _reference(r, records), several) for r in records]
+    rows += [_published_row(p) for p in others]
+    title = f"Protocol {first['protocol']}, {data['name']}, {_binarisation(data)}"
+    notes = _notes(records, bool(others))
+    if style == "markdown":
+        return "\n".join([f"**{title}**", "", *_markdown(rows), "", *(f"- {note}" for note in notes)]) + "\n"
+    return "\n".join([title, "", *_text(rows), "", *notes]) + "\n"
+
+
+def _check_comparable(paths: list[Path], records: list[dict[str, Any]]) -> None:
+    """Raise unless all records are of the same protocol, data and binarisation."""
+    first = records[0]
+    for name, get in (
+        ("binarisation", lambda r: r["data"]["binarisation"]),
+        ("protocol", lambda r: r["protocol"]),
+        ("data set", lambda r: r["data"]["name"]),
+        ("content of the data", lambda r: r["data"]["sha256"]),
+    ):
+        for path, record in zip(paths, records, strict=True):
+            if get(record) != get(first):
+                raise ValueError(
+                    f"records of different {name} do not belong in one table: {paths[0]} has {get(first)!r}, "
+                    f"{path} has {get(record)!r}; keep them in separate folders"
+                )
+
+
+def _reference(record: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The evaluated run without a flow to compare with: of the same seed if there is one."""
+    runs = [r for r in records if r["row"] == "none" and r["results"] is not None]
+    return next((r for r in runs if r["seed"] == record["seed"]), runs[0] if runs else None)
+
+
+def _our_row(record: dict[str, Any], reference: dict[str, Any] | None, seeds: bool) -> tuple[str, ...]:
+    training, results = record["training"], record["results"]
+    name = record["row"] + (f" (seed {record['seed']})" if seeds else "")
+    epochs = f"{training['epochs']} (best {training['best_epoch']})"
+    rest = (f"{record['parameters']['total']:,}", _minutes(training["seconds"]), "this library")
+    if results is None:
+        return (name, NONE, NONE, NONE, NONE, epochs, *rest)
+    return (
+        name,
+        _pm(results["negative_elbo"], results["negative_elbo_se"]),
+        _pm(results["nll"], results["nll_se"]),
+        _difference(record, reference),
+        str(results["num_samples"]),
+        epochs,
+        *rest,
+    )
+
+
+def _difference(record: dict[str, Any], reference: dict[str, Any] | None) -> str:
+    """NLL minus that of the reference, paired by image."""
+    if reference is None or reference is record:
+        return NONE
+    mine, theirs = (r["results"]["log_evidence"] for r in (record, reference))
+    if len(mine) != len(theirs):
+        return NONE
+    gaps = [b - a for a, b in zip(mine, theirs, strict=True)]
+    error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.nan
+    return f"{statistics.fmean(gaps):+.2f} ± {error:.2f}"
+
+
+def _published_row(row: Published) -> tuple[str, ...]:
+    def show(number: Number | None) -> str:
+        if number is None:
+            return NONE
+        text = f"{number.value:.2f}" if number.spread is None else _pm(number.value, number.spread)
+        return f"{text} ({number.reading})"
+
+    samples = NONE if row.num_samples is None or row.nll is None else str(row.num_samples)
+    return (
+        row.posterior,
+        show(row.negative_elbo),
+        show(row.nll),
+        NONE,
+        samples,
+        NONE,
+        NONE,
+        NONE,
+        row.source,
+    )
+
+
+def _pm(value: float, error: float) -> str:
+    return f"{value:.2f} ± {error:.2f}"
+
+
+def _minutes(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes:.1f}" if minutes < 10 else f"{minutes:.0f}"
+
+
+def _binarisation(data: dict[str, Any]) -> str:
+    return f"{data['binarisation']} binarisation" if data["binarisation"] else "not binarised"
+
+
+def _notes(records: list[dict[str, Any]], with_published: bool) -> list[str]:
+    """What a reader has to know to judge the numbers: budget, differences from the protocol, errors."""
+    notes = [
+        "Nats per image; ± is the standard error over the test images. NLL: importance-weighted estimate "
+        "with the stated number of samples; -ELBO: from the same draws."
+    ]
+    changes = sorted({", ".join(f"{k} = {v}" for k, v in r["overrides"].items()) for r in records} - {""})
+    budget = " / ".join(changes)
+    notes.append(
+        f"Settings that differ from the preset: {budget}." if budget else "Settings: those of the preset."
+    )
+    reasons = sorted({f"{r['training']['stop_reason']}" for r in records})
+    machines = sorted({_machine(r["machine"]) for r in records})
+    notes.append(f"Training ended by: {', '.join(reasons)}; trained on {', '.join(machines)}.")
+    evaluated = [r["results"] for r in records if r["results"] is not None]
+    if evaluated:
+        counts = sorted({r["num_images"] for r in evaluated})
+        worst = max(r["nll_mc_se"] for r in evaluated)
+        notes.append(
+            f"Test images: {', '.join(f'{c:,}' for c in counts)}. Another seed of the importance samples "
+            f"would move an NLL by about {worst:.2g} nats at most (one standard error)."
+        )
+    if with_published:
+        notes.append(
+            "± of published rows is the spread over their repeated runs. second-hand: read in a later paper "
+            "or in notes that quote the table; recalled: not read in any source."
+        )
+    return notes
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    threads = machine["threads"]
+    where = machine["name"] if machine["device"] == "cuda" else f"CPU ({machine['name']})"
+    return f"{where}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _markdown(rows: list[tuple[str, ...]]) -> list[str]:
+    lines = [HEADER, ("---", *("--:" for _ in HEADER[2:]), "---"), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _text(rows: list[tuple[str, ...]]) -> list[str]:
+    table = [HEADER, *rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(HEADER))]
+    last = len(HEADER) - 1
+
+    def line(row: tuple[str, ...]) -> str:
+        cells = (
+            c.ljust(w) if i in (0, last) else c.rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
+        return "  ".join(cells).rstrip()
+
+    return [line(HEADER), "  ".join("-" * w for w in widths), *(line(row) for row in rows)]

@@ -1,0 +1,64 @@
+"""The named cases that the property tests run over: a new flow adds one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pyro_flows_vi import flows
+from pyro_flows_vi.transforms import (
+    ActNorm,
+    AffineAutoregressive,
+    BlockAutoregressive,
+    Compose,
+    Flow,
+    Householder,
+    LULinear,
+    NeuralAutoregressive,
+    Planar,
+    Radial,
+    Residual,
+    Sylvester,
+    permute,
+    reverse,
+)
+
+Case = Callable[[int, "int | None"], Flow]
+
+#: name -> (input_dim, context_dim) -> one layer
+LAYERS: dict[str, Case] = {
+    "planar": lambda d, c: Planar(d, c),
+    "planar-3-steps": lambda d, c: Planar(d, c, num_transforms=3),
+    "radial": lambda d, c: Radial(d, c),
+    "sylvester-orthogonal": lambda d, c: Sylvester(d, c),
+    "sylvester-householder": lambda d, c: Sylvester(d, c, form="householder"),
+    "sylvester-householder-rank-1": lambda d, c: Sylvester(d, c, form="householder", rank=1),
+    "sylvester-triangular": lambda d, c: Sylvester(d, c, form="triangular", reverse=True),
+    "affine-autoregressive": lambda d, c: AffineAutoregressive(d, c),
+    "affine-autoregressive-gated": lambda d, c: AffineAutoregressive(d, c, gated=True),
+    "affine-autoregressive-2-layers": lambda d, c: AffineAutoregressive(d, c, (7, 9)),
+    "dsf": lambda d, c: NeuralAutoregressive(d, c, width=5),
+    "dsf-elu": lambda d, c: NeuralAutoregressive(d, c, width=5, activation="ELU"),
+    "dsf-leaky-relu": lambda d, c: NeuralAutoregressive(d, c, width=5, activation="LeakyReLU"),
+    "dsf-tanh": lambda d, c: NeuralAutoregressive(d, c, width=5, activation="tanh"),
+    "ddsf": lambda d, c: NeuralAutoregressive(d, c, width=4, depth=2),
+    "bnaf": lambda d, c: BlockAutoregressive(d, c, hidden_factors=(4, 4)),
+    "bnaf-normal": lambda d, c: BlockAutoregressive(d, c, hidden_factors=(4,), residual="normal"),
+    "bnaf-plain": lambda d, c: BlockAutoregressive(d, c, hidden_factors=(4,), residual=None),
+    "residual": lambda d, c: Residual(d, c),
+    "residual-induced": lambda d, c: Residual(d, c, norm="induced"),
+    "householder": lambda d, c: Householder(d, c),
+    "householder-3": lambda d, c: Householder(d, c, num_reflections=3),
+    "lu": lambda d, c: LULinear(d, c),
+    "actnorm": lambda d, c: ActNorm(d, c),
+    "permute": lambda d, c: permute(d),
+    "compose": lambda d, c: Compose([Planar(d, c), reverse(d), Sylvester(d, c), Radial(d, c).inv]),
+    "inverse-of-sylvester": lambda d, c: Sylvester(d, c).inv,
+}
+
+#: name -> chain of two steps from the registry
+RECIPES: dict[str, Case] = {
+    name: lambda d, c, name=name: flows.build(name, d, c, num_transforms=2)  # type: ignore[misc]
+    for name in flows.names()
+}
+
+CASES: dict[str, Case] = LAYERS | {f"recipe-{name}": case for name, case in RECIPES.items()}
