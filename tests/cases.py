@@ -45,7 +45,7 @@ LAYERS: dict[str, Case] = {
     "bnaf-normal": lambda d, c: BlockAutoregressive(d, c, hidden_factors=(4,), residual="normal"),
     "bnaf-plain": lambda d, c: BlockAutoregressive(d, c, hidden_factors=(4,), residual=None),
     "residual": lambda d, c: Residual(d, c),
-    "residual-induced": lambda d, c: Residual(d, c, norm="induced"),
+    "residual-inf": lambda d, c: Residual(d, c, norm="inf"),
     "householder": lambda d, c: Householder(d, c),
     "householder-3": lambda d, c: Householder(d, c, num_reflections=3),
     "lu": lambda d, c: LULinear(d, c),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,8 +17,10 @@ from pyro_flows_vi.testing import (
     check_inverse_gradients,
     check_log_det,
 )
-from pyro_flows_vi.transforms import residual as module
-from pyro_flows_vi.transforms.residual import LOG_DETS, Residual, conditional_residual, residual
+from pyro_flows_vi.transforms.residual import Residual, conditional_residual, residual
+
+# The room exports a factory of the same name, which hides the module from a plain import.
+module = importlib.import_module("pyro_flows_vi.transforms.residual")
 
 
 @pytest.fixture(autouse=True)
@@ -76,13 +80,6 @@ def test_contract_where_the_bound_is_nearly_reached(
     check_log_det(flow, x, context, tolerance=1e-12)
     check_inverse(flow, x, context, tolerance=1e-12)
     check_inverse_gradients(flow, x, context, tolerance=1e-10)
-
-
-def test_gradients_by_finite_differences() -> None:
-    flow = pressed(2, 2)
-    x, context = (t.requires_grad_() for t in points(flow, 2, 2) if t is not None)
-    assert torch.autograd.gradcheck(lambda x, c: flow.forward_and_log_det(x, c), (x, context))
-    assert torch.autograd.gradcheck(lambda y, c: flow.inverse_and_log_det(y, c), (x, context))
 
 
 def test_near_the_identity_at_the_start() -> None:
@@ -301,4 +298,3 @@ def test_factories_and_registry() -> None:
     flow = flows.build("residual", 40, context_dim=300, num_transforms=2, lipschitz=0.9)
     y = flow.condition(torch.randn(7, 300))(torch.randn(7, 40))
     assert y.shape == (7, 40)
-    assert set(LOG_DETS) == {"auto", "exact", "series", "roulette"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,17 @@ from torch import Tensor, nn
 
 from pyro_flows_vi import flows
 from pyro_flows_vi.transforms.planar import Planar
-from pyro_flows_vi.vae import VAE, FlowPosterior, Gaussian, build_vae, nll, protocol, row
+from pyro_flows_vi.vae import (
+    VAE,
+    Encoding,
+    FlowPosterior,
+    Gaussian,
+    build_vae,
+    evaluation,
+    nll,
+    protocol,
+    row,
+)
 
 PIXELS, LATENT, NOISE = 5, 2, 0.7
 
@@ -129,6 +140,32 @@ def test_more_samples_go_on_where_fewer_stopped() -> None:
     again = nll(vae, x, 72).elbo * 72 - sums[1]
     assert not torch.allclose(one, again)
     assert torch.allclose(nll(vae, x, 71, memory=1).elbo * 71 - nll(vae, x, 70).elbo * 70, one, atol=1e-8)
+
+
+def test_an_interrupted_estimate_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "GROUP", 2)
+    vae = linear_gaussian("planar", widen=2.0)
+    x = torch.randn(7, PIXELS, dtype=torch.float64)
+    whole, partial = nll(vae, x, 60), tmp_path / "run.nll"
+    encoded: list[int] = []
+
+    def encode(images: Tensor) -> Encoding:
+        if len(encoded) == 4:  # the probe, and three groups of images
+            raise MemoryError
+        encoded.append(len(images))
+        return FlowPosterior.encode(vae.posterior, images)
+
+    monkeypatch.setattr(vae.posterior, "encode", encode)
+    with pytest.raises(MemoryError):
+        nll(vae, x, 60, partial=partial)
+    assert encoded == [1, 2, 2, 2] and partial.exists()
+    encoded.clear()
+    with pytest.raises(ValueError, match=r"run\.nll.*num_samples: expected 61, got 60"):
+        nll(vae, x, 61, partial=partial)
+    encoded.clear()
+    again = nll(vae, x, 60, partial=partial)
+    assert encoded == [1, 1] and not partial.exists()
+    assert torch.equal(again.log_evidence, whole.log_evidence) and again.summary() == whole.summary()
 
 
 def test_modes_and_random_state_come_back() -> None:

@@ -18,7 +18,7 @@ class Memo:
 
     It holds the tensor that the caller received only weakly and goes with it, so that no graph and no
     batch outlives its user. It answers for the very tensors it was made for, as long as they, the
-    parameters (identity and version) and the grad mode are the same, and no backward pass has run through it.
+    parameters (identity and version), the grad mode and the training mode are the same, and no backward pass has run through it.
     """
 
     __slots__ = ("__weakref__", "log_det", "stamp", "state", "x", "y")
@@ -31,13 +31,14 @@ class Memo:
         self.y: Callable[[], Tensor | None] = weak if handle is y else lambda: y
         self.log_det = log_det
         self.state = _state(flow)
-        self.stamp = self._stamp(x, y)
+        self.stamp = self._stamp(flow, x, y)
         for tensor in (handle, log_det):
             if tensor.requires_grad:
                 tensor.register_hook(forget)
 
-    def _stamp(self, x: Tensor, y: Tensor) -> tuple[Any, ...]:
-        return torch.is_grad_enabled(), x._version, y._version, [t._version for t in self.state]
+    def _stamp(self, flow: nn.Module, x: Tensor, y: Tensor) -> tuple[Any, ...]:
+        modes = [module.training for module in flow.modules()]  # which decide between an estimate and the exact value
+        return torch.is_grad_enabled(), x._version, y._version, [t._version for t in self.state], modes
 
     def match(self, flow: nn.Module, x: Tensor | None, y: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         mine_x, mine_y = self.x(), self.y()
@@ -45,7 +46,7 @@ class Memo:
             return None, None
         state = _state(flow)
         same = len(state) == len(self.state) and all(a is b for a, b in zip(state, self.state, strict=True))
-        return (mine_x, self.log_det) if same and self._stamp(mine_x, mine_y) == self.stamp else (None, None)
+        return (mine_x, self.log_det) if same and self._stamp(flow, mine_x, mine_y) == self.stamp else (None, None)
 
 
 def _forget(flow_ref: weakref.ref[nn.Module], memo_ref: weakref.ref[Memo], _: object) -> None:

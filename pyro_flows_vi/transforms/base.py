@@ -189,7 +189,8 @@ class Inverse(Flow):
 
     @property
     def inv(self) -> Flow:
-        """The flow that was turned round."""
+        """The flow that was turned round, whose inverse is this very object."""
+        self.flow._inv = weakref.ref(self)
         return self.flow
 
     @property

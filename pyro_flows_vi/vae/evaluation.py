@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import math
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pyro_flows_vi.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_flows_vi.infer.progress import progress_bar
 from pyro_flows_vi.vae.model import VAE
 from pyro_flows_vi.vae.posterior import Encoding
@@ -19,8 +23,8 @@ __all__ = ["NLLEstimate", "nll"]
 
 #: each image's noise is drawn in blocks of so many samples, whatever the chunks are
 BLOCK = 50
-#: images encoded at a time
-ENCODED = 500
+#: images encoded at a time, and how many an interruption can lose
+GROUP = 200
 #: how many copies of the widest layer's output are alive at once, roughly, in float32
 COPIES = 6
 
@@ -67,6 +71,7 @@ def nll(
     *,
     seed: int = 0,
     memory: int | None = None,
+    partial: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> NLLEstimate:
     r"""Estimate the negative log-likelihood by importance sampling from the posterior.
@@ -80,6 +85,10 @@ def nll(
     ``num_samples`` of at least S, so that the result does not depend on how the work is cut into chunks (but
     for float32 rounding, about 1e-6 of the value).
 
+    The expectation of the estimate is an upper bound that falls towards -log p(x) as S grows. Where the
+    effective sample size of an image is near 1, a few draws decide: the bound is then still loose, and the
+    Monte-Carlo error too small.
+
     The model is put in evaluation mode, in which log-determinants are exact, and back.
 
     Args:
@@ -89,11 +98,13 @@ def nll(
         seed: of the draws.
         memory: bytes to spend on intermediate results, roughly; 128 MiB on the CPU and 4 GiB on a GPU
             unless given.
+        partial: a file for the results of the images that are done, so that an interrupted estimate goes on
+            from there when it is called again; removed at the end.
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: for images or parameters that are not finite, for weights that are NaN or infinite, and
-            for a flow whose log-determinant stays a random estimate.
+        ValueError: for images or parameters that are not finite, for weights that are NaN or infinite, for a
+            flow whose log-determinant stays a random estimate, and for a ``partial`` of another estimate.
 
     Source: Importance Weighted Autoencoders (Burda, Grosse, Salakhutdinov, 2016), arXiv:1509.00519.
     """
@@ -118,11 +129,13 @@ def nll(
                 "which would bias the NLL; choose the flow's exact option"
             )
         rows = max(1, memory // (COPIES * 4 * _widest(vae, x[:1].to(device))))
-        parts = []
-        for start in range(0, len(x), ENCODED):
-            images = x[start : start + ENCODED].to(device)
-            parts.append(_weigh(vae, images, num_samples, rows, seed, start, bar))
-    log_evidence, elbo, ess = (torch.cat(part) for part in zip(*parts, strict=True))
+        done = _Partial(partial, vae, x, {"num_samples": num_samples, "seed": seed})
+        bar.update(done.results.shape[1])
+        for start in range(done.results.shape[1], len(x), GROUP):
+            images = x[start : start + GROUP].to(device)
+            done.add(_weigh(vae, images, num_samples, rows, seed, start, bar))
+        done.remove()
+    log_evidence, elbo, ess = done.results.unbind()
     relative_variance = (1 / ess - 1 / num_samples).clamp(min=0)
     quantiles = torch.quantile(ess, torch.tensor([0.0, 0.05, 0.5], dtype=ess.dtype)).tolist()
     return NLLEstimate(
@@ -143,10 +156,8 @@ def nll(
     )
 
 
-def _weigh(
-    vae: VAE, x: Tensor, num_samples: int, rows: int, seed: int, first: int, bar: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log mean weight, mean log weight and effective sample size of each image, on the CPU."""
+def _weigh(vae: VAE, x: Tensor, num_samples: int, rows: int, seed: int, first: int, bar: Any) -> Tensor:
+    """Log mean weight, mean log weight and effective sample size of each image: ``(3, N)``, on the CPU."""
     encoding = vae.posterior.encode(x)
     per_chunk = min(max(BLOCK, rows // BLOCK * BLOCK), math.ceil(num_samples / BLOCK) * BLOCK)
     count = max(1, rows // per_chunk)
@@ -181,8 +192,38 @@ def _weigh(
             f"image {bad}: expected finite importance weights, got NaN or infinite ones; "
             "check the image and the trained model"
         )
-    evidence, elbo, ess = result.unbind()
-    return evidence, elbo, ess
+    return result
+
+
+class _Partial:
+    """The results of the images so far, ``(3, images)``, in memory and in a file where one is given."""
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None, vae: VAE, x: Tensor, settings: dict[str, Any]
+    ) -> None:
+        self.results = torch.empty(3, 0, dtype=torch.float64)
+        self.path = None if path is None else Path(path)
+        if self.path is None:
+            return
+        digest = hashlib.sha256()
+        for tensor in (*vae.state_dict().values(), x):
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        self.settings = {**settings, "weights and images": digest.hexdigest()}
+        if self.path.exists():
+            try:
+                _, state = load_checkpoint(self.path, kind="nll", settings=self.settings)
+            except ValueError as error:
+                raise ValueError(f"{error}; remove the file to begin again") from error
+            self.results = state["results"]
+
+    def add(self, results: Tensor) -> None:
+        self.results = torch.cat([self.results, results], dim=1)
+        if self.path is not None:
+            save_checkpoint(self.path, {"results": self.results}, kind="nll", settings=self.settings)
+
+    def remove(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
 
 def _noise(generators: list[torch.Generator], size: int, dim: int) -> Tensor:

@@ -61,6 +61,7 @@ RESULTS: dict[str, type | tuple[type, ...]] = {
     "results.negative_elbo_se": NUMBER,
     "results.num_samples": int,
     "results.num_images": int,
+    "results.ess_median": NUMBER,
     "results.log_evidence": list,
     "results.seconds": NUMBER,
 }

@@ -14,6 +14,7 @@ from pyro_flows_vi.datasets import Dataset
 from pyro_flows_vi.infer.checkpoint import differences
 from pyro_flows_vi.vae.evaluation import nll
 from pyro_flows_vi.vae.history import History
+from pyro_flows_vi.vae.model import VAE
 from pyro_flows_vi.vae.protocols import PROTOCOLS, Protocol, protocol
 from pyro_flows_vi.vae.records import SCHEMA, load_record, machine, save_record, versions
 from pyro_flows_vi.vae.rows import Row, build_vae, row
@@ -123,7 +124,7 @@ def train_row(
     return path
 
 
-def load_row(path: PathLike, data: Dataset, checkpoint: PathLike | None = None) -> Any:
+def load_row(path: PathLike, data: Dataset, checkpoint: PathLike | None = None) -> VAE:
     """The trained VAE of a record, with its best weights.
 
     Args:
@@ -169,6 +170,9 @@ def evaluate_row(
 ) -> dict[str, Any]:
     """Estimate the test NLL of a trained row and add it to its record.
 
+    After an interruption the same call goes on with the images that are left: the others are kept beside the
+    record, in a file with the suffix ``.nll`` that goes when the estimate is complete.
+
     Args:
         path: the record.
         data: the data set that it was trained on.
@@ -190,7 +194,15 @@ def evaluate_row(
     vae = load_row(path, data, checkpoint).to(where)
     record = load_record(path)
     started = time.perf_counter()
-    estimate = nll(vae, data.test[:max_images], num_samples, seed=seed, memory=memory, progress=progress)
+    estimate = nll(
+        vae,
+        data.test[:max_images],
+        num_samples,
+        seed=seed,
+        memory=memory,
+        partial=Path(path).with_suffix(".nll"),
+        progress=progress,
+    )
     record["results"] = {
         **estimate.summary(),
         "log_evidence": [round(value, 2) for value in estimate.log_evidence.tolist()],

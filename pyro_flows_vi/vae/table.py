@@ -14,7 +14,18 @@ from pyro_flows_vi.vae.rows import ROWS
 
 __all__ = ["render_table"]
 
-HEADER = ("posterior", "-ELBO", "NLL", "NLL - none", "samples", "epochs", "parameters", "minutes", "source")
+HEADER = (
+    "posterior",
+    "-ELBO",
+    "NLL",
+    "NLL - none",
+    "samples",
+    "ESS",
+    "epochs",
+    "parameters",
+    "minutes",
+    "source",
+)
 NONE = "–"
 
 
@@ -85,13 +96,14 @@ def _our_row(record: dict[str, Any], reference: dict[str, Any] | None, seeds: bo
     epochs = f"{training['epochs']} (best {training['best_epoch']})"
     rest = (f"{record['parameters']['total']:,}", _minutes(training["seconds"]), "this library")
     if results is None:
-        return (name, NONE, NONE, NONE, NONE, epochs, *rest)
+        return (name, NONE, NONE, NONE, NONE, NONE, epochs, *rest)
     return (
         name,
         _pm(results["negative_elbo"], results["negative_elbo_se"]),
         _pm(results["nll"], results["nll_se"]),
         _difference(record, reference),
         str(results["num_samples"]),
+        f"{results['ess_median']:.0f}",
         epochs,
         *rest,
     )
@@ -126,6 +138,7 @@ def _published_row(row: Published) -> tuple[str, ...]:
         NONE,
         NONE,
         NONE,
+        NONE,
         row.source,
     )
 
@@ -147,7 +160,8 @@ def _notes(records: list[dict[str, Any]], with_published: bool) -> list[str]:
     """What a reader has to know to judge the numbers: budget, differences from the protocol, errors."""
     notes = [
         "Nats per image; ± is the standard error over the test images. NLL: importance-weighted estimate "
-        "with the stated number of samples; -ELBO: from the same draws."
+        "with the stated number of samples; -ELBO: from the same draws; ESS: effective number of these "
+        "samples, median over the images."
     ]
     changes = sorted({", ".join(f"{k} = {v}" for k, v in r["overrides"].items()) for r in records} - {""})
     budget = " / ".join(changes)
