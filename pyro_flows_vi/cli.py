@@ -22,6 +22,10 @@ DEMO_ROWS = ("none", "planar-10", "sylvester-triangular", "iaf")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class _BadInput(click.ClickException):
+    exit_code = 2
+
+
 def _told(command: F) -> F:
     """Turn the library's errors into a message and exit code 2, and an interruption into 130."""
 
@@ -32,9 +36,7 @@ def _told(command: F) -> F:
         try:
             return command(*args, **kwargs)
         except ValueError as error:
-            failure = click.ClickException(str(error))
-            failure.exit_code = 2
-            raise failure from error
+            raise _BadInput(str(error)) from error
         except TrainingInterrupted as stop:
             click.echo(f"\n{stop}", err=True)
             raise SystemExit(130) from stop

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from pyro_flows_vi.transforms._door import positive
 from pyro_flows_vi.transforms.act_norm import ActNorm
 from pyro_flows_vi.transforms.affine_autoregressive import AffineAutoregressive

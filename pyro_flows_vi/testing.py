@@ -114,9 +114,7 @@ def check_inverse(flow: Flow, x: Tensor, context: Tensor | None = None, toleranc
     return max(error, _agree("the log_det of inverse and forward", log_det, forward_log_det, tolerance))
 
 
-def check_inverse_gradients(
-    flow: Flow, x: Tensor, context: Tensor | None = None, tolerance: float = 1e-8
-) -> float:
+def check_inverse_gradients(flow: Flow, x: Tensor, context: Tensor | None = None, tolerance: float = 1e-8) -> float:
     r"""Gradients through the inverse against the implicit function theorem on the forward map.
 
     For :math:`L = v \cdot x(y) + u \cdot \log|\det J|` with :math:`\lambda = \nabla_y L`, the theorem says
@@ -239,9 +237,7 @@ def _grad(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)]
 
 
-def _agree(
-    what: str, got: Tensor, expected: Tensor, tolerance: float, size: Tensor | float = 0.0
-) -> float:
+def _agree(what: str, got: Tensor, expected: Tensor, tolerance: float, size: Tensor | float = 0.0) -> float:
     scale = max(1.0, float(expected.detach().abs().max()), float(size))
     error = float((got - expected).detach().abs().max()) / scale
     assert error <= tolerance, f"{what} differ by {error:.3g} (relative to {scale:.3g}), more than {tolerance:.3g}"

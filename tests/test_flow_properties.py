@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pyro_flows_vi import flows, testing
 
-#: chains of two random maps are too ill-conditioned at N(0, 2^2), and wide ones at N(0, 0.5^2), for the Jacobian itself to be known
+#: chains of two random maps are too ill-conditioned at N(0, 2^2), and wide ones at N(0, 0.5^2), for the Jacobian
+#: itself to be known
 CHAINS = {"compose", *(f"recipe-{name}" for name in RECIPES)}
 
 

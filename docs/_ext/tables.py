@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
 import torch
+from click.testing import CliRunner
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
@@ -16,6 +17,7 @@ from pyro_flows_vi.testing import check_flow
 
 logger = logging.getLogger(__name__)
 
+PROGRAM = "pyro-flows-vi"
 DIM = 10
 CHECKED_DIM = 3
 STEPS = 4
@@ -75,15 +77,14 @@ def error_table() -> str:
     return markdown_table(["flow", "log-determinant", "inverse", "gradients through the inverse"], rows)
 
 
-def command_help(command: click.Command, path: str) -> Iterable[str]:
-    """The help text of a command and of those below it, one block each."""
-    context = click.Context(command, info_name=path, terminal_width=100)
-    yield f"### `{path}`\n\n```text\n{command.get_help(context)}\n```\n"
+def command_help(command: click.Command, *path: str) -> Iterator[str]:
+    """The help text of a command and of those below it, as a terminal shows it, one block each."""
+    shown = CliRunner().invoke(cli.main, [*path, "--help"], prog_name=PROGRAM, terminal_width=100)
+    assert shown.exit_code == 0, shown.output
+    yield f"### `{' '.join([PROGRAM, *path])}`\n\n```text\n{shown.output}```\n"
     if isinstance(command, click.Group):
-        for name in command.list_commands(context):
-            child = command.get_command(context, name)
-            assert child is not None
-            yield from command_help(child, f"{path} {name}")
+        for name, child in command.commands.items():
+            yield from command_help(child, *path, name)
 
 
 def committed(docs: Path, name: str) -> str:
@@ -102,7 +103,7 @@ def write_tables(app: Sphinx) -> None:
         parts = {
             "flows": flow_table(),
             "errors": error_table(),
-            "commands": "\n".join(command_help(cli.main, "pyro-flows-vi")),
+            "commands": "\n".join(command_help(cli.main)),
             "vae_table": committed(docs, "vae_table"),
             "performance_table": committed(docs, "performance_table"),
         }

@@ -14,11 +14,19 @@ from typing import Any
 
 import torch
 
+import pyro_flows_vi
+from pyro_flows_vi.infer.checkpoint import write_atomically
+
+#: where the records are kept
+RECORDS = Path(__file__).resolve().parents[2] / "docs/records/benchmarks"
 PEERS = ("pyro-flows-vi", "pyro-ppl", "zuko", "normflows", "nflows", "torch", "numpy")
 
 
 def interleaved(
-    tasks: Mapping[str, Callable[[], object]], repeats: int = 15, min_seconds: float = 0.02
+    tasks: Mapping[str, Callable[[], object]],
+    repeats: int = 15,
+    min_seconds: float = 0.02,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """The median seconds of one call of each task; the tasks take turns, in an order that rotates.
 
@@ -26,21 +34,22 @@ def interleaved(
         tasks: name -> a call.
         repeats: how many turns each task gets.
         min_seconds: a turn repeats its call until it is at least so long.
+        clock: for one thread, ``time.process_time`` leaves out what other programs take.
     """
     counts = {}
     for name, task in tasks.items():
         task()  # warm up: allocations, lazy initialisation
-        started = time.perf_counter()
+        started = clock()
         task()
-        counts[name] = max(1, round(min_seconds / max(time.perf_counter() - started, 1e-9)))
+        counts[name] = max(1, round(min_seconds / max(clock() - started, 1e-9)))
     times: dict[str, list[float]] = {name: [] for name in tasks}
     order = list(tasks)
     for turn in range(repeats):
         for name in order[turn % len(order) :] + order[: turn % len(order)]:
-            started = time.perf_counter()
+            started = clock()
             for _ in range(counts[name]):
                 tasks[name]()
-            times[name].append((time.perf_counter() - started) / counts[name])
+            times[name].append((clock() - started) / counts[name])
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -61,9 +70,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write a record whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+def clock_for(threads: int) -> Callable[[], float]:
+    """Processor time where there is one thread, so that a busy machine does not matter; else the time of day."""
+    return time.process_time if threads == 1 else time.perf_counter
+
+
+def write_record(path: Path, results: dict[str, Any]) -> None:
+    """Write results with the machine they are from, whole or not at all."""
+    record = {"version": pyro_flows_vi.__version__, "machine": machine(), **results}
+    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -30,11 +31,7 @@ class MLP(nn.Module):
         super().__init__()
         widths = [in_dim, *hidden_dims]
         self.hidden = nn.Sequential(
-            *(
-                layer
-                for a, b in zip(widths[:-1], widths[1:], strict=True)
-                for layer in (nn.Linear(a, b), activation())
-            )
+            *(layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), activation()))
         )
         self.last = nn.Linear(widths[-1], out_dim)
 

@@ -108,7 +108,7 @@ class MADE(nn.Module):
         empty = weight.new_zeros((*batch, 0))
         known = [empty] * (len(self.layers) + 1)  # the inputs and the hidden units computed so far
         for i in range(self.input_dim):
-            for j, layer in enumerate(self.layers):
+            for j, layer in enumerate(cast("list[nn.Linear]", self.layers)):
                 rows = slice(known[j + 1].shape[-1], self.seen[j + 1][i])
                 if rows.start == rows.stop:
                     continue

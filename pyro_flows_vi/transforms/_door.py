@@ -94,7 +94,7 @@ def is_traced(value: Tensor) -> bool:
     """Whether a compiler, a tracer or a functorch transform is looking on, for whom values are unknown."""
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch._C._get_tracing_state() is not None
         or value.is_meta
         or torch._C._functorch.maybe_current_level() is not None
         or torch._C._len_torch_dispatch_stack() > 0

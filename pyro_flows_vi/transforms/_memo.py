@@ -18,7 +18,8 @@ class Memo:
 
     It holds the tensor that the caller received only weakly and goes with it, so that no graph and no
     batch outlives its user. It answers for the very tensors it was made for, as long as they, the
-    parameters (identity and version), the grad mode and the training mode are the same, and no backward pass has run through it.
+    parameters (identity and version), the grad mode and the training mode are the same, and no backward pass has
+    run through it.
     """
 
     __slots__ = ("__weakref__", "log_det", "stamp", "state", "x", "y")
@@ -42,18 +43,22 @@ class Memo:
 
     def match(self, flow: nn.Module, x: Tensor | None, y: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         mine_x, mine_y = self.x(), self.y()
-        if mine_x is None or mine_y is None or (x is not None and x is not mine_x) or (y is not None and y is not mine_y):
+        if (
+            mine_x is None
+            or mine_y is None
+            or (x is not None and x is not mine_x)
+            or (y is not None and y is not mine_y)
+        ):
             return None, None
         state = _state(flow)
         same = len(state) == len(self.state) and all(a is b for a, b in zip(state, self.state, strict=True))
         return (mine_x, self.log_det) if same and self._stamp(flow, mine_x, mine_y) == self.stamp else (None, None)
 
 
-def _forget(flow_ref: weakref.ref[nn.Module], memo_ref: weakref.ref[Memo], _: object) -> None:
+def _forget(flow_ref: weakref.ref[Any], memo_ref: weakref.ref[Memo], _: object) -> None:
     flow, memo = flow_ref(), memo_ref()
     if flow is not None and memo is not None and flow._memo is memo:
         flow._memo = None
-
 
 
 def _state(flow: nn.Module) -> list[Tensor]:

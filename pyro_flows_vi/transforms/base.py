@@ -85,10 +85,10 @@ class Flow(ConditionalTransform, TransformModule):
     @property
     def inv(self) -> Flow:
         """The inverse as a :class:`Flow` that shares the parameters of this one."""
-        inverse = self._inv() if self._inv is not None else None
+        inverse: Flow | None = self._inv() if self._inv is not None else None  # type: ignore[call-arg]
         if inverse is None:
             inverse = Inverse(self)
-            self._inv = weakref.ref(inverse)
+            self._inv = weakref.ref(inverse)  # type: ignore[assignment]  # torch's attribute, as torch uses it
         return inverse
 
     @property
@@ -190,7 +190,7 @@ class Inverse(Flow):
     @property
     def inv(self) -> Flow:
         """The flow that was turned round, whose inverse is this very object."""
-        self.flow._inv = weakref.ref(self)
+        self.flow._inv = weakref.ref(self)  # type: ignore[assignment]
         return self.flow
 
     @property
@@ -249,7 +249,8 @@ class Conditioned(Flow):
         super().__init__(flow.input_dim)
         if context.shape[-1:] != (flow.context_dim,):
             raise ValueError(
-                f"{type(flow).__name__}: expected context of shape (*batch, {flow.context_dim}), got {tuple(context.shape)}"
+                f"{type(flow).__name__}: expected context of shape (*batch, {flow.context_dim}), "
+                f"got {tuple(context.shape)}"
             )
         self.flow = flow
         self.context = context

@@ -72,7 +72,7 @@ class Compose(Flow):
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """All inverses in reverse order."""
         log_det: Tensor | float = 0.0
-        for flow in reversed(self.flows):
+        for flow in reversed(list(self)):
             y, term = flow.inverse_and_log_det(y, None if flow.context_dim is None else context)
             log_det = log_det + term
         return y, torch.as_tensor(log_det)
@@ -84,4 +84,5 @@ class Compose(Flow):
         return iter(self.flows)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int | slice) -> Flow:
-        return Compose(self.flows[index]) if isinstance(index, slice) else self.flows[index]  # type: ignore[return-value]
+        flows = list(self)
+        return Compose(flows[index]) if isinstance(index, slice) else flows[index]

@@ -44,6 +44,7 @@ class Permute(Flow):
         """O(D)."""
         return y[..., self.permutation.argsort()], y.new_zeros(y.shape[:-1])
 
+
 def permute(input_dim: int, permutation: Tensor | None = None, dim: int = -1) -> Permute:
     """A given or random permutation, with Pyro's signature; only the last dimension can be permuted."""
     if dim != -1:

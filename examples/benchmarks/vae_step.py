@@ -1,0 +1,160 @@
+"""A training step of a VAE against the same network by hand and in Pyro, and the memory of the NLL estimate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from measure import RECORDS, clock_for, interleaved, write_record
+from pyro.infer import SVI, Trace_ELBO
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_flows_vi.vae import VAE, FlowPosterior, nll, protocol
+from pyro_flows_vi.vae.trainer import Trainer
+
+PIXELS, WIDTH, LATENT, BATCH = 784, 400, 64, 100
+RATE = 5e-4
+#: images and samples: of the default run, and of the run with --full
+SIZES = ((60, 5000), (10_000, 50))
+FULL = (10_000, 5000)
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear layers with rectifiers between them."""
+    layers: list[nn.Module] = []
+    for a, b in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def model() -> VAE:
+    """784-400-400-64 and back, with a diagonal Gaussian posterior."""
+    torch.manual_seed(0)
+    encoder = nn.Sequential(mlp(PIXELS, WIDTH, WIDTH), nn.ReLU())
+    return VAE(FlowPosterior(encoder, WIDTH, LATENT), mlp(LATENT, WIDTH, WIDTH, PIXELS))
+
+
+class Data:
+    """What a trainer needs of a data set; the steps are given their images directly."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.train = self.validation = images
+
+    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """One batch."""
+        yield self.train
+
+
+def trainer_step(images: Tensor) -> Callable[[], object]:
+    """The step of our training loop: with the norm of the gradient, the check that all is finite, the sums."""
+    settings = protocol("mlp", learning_rate=RATE, hidden_dims=(WIDTH, WIDTH), latent_dim=LATENT)
+    trainer = Trainer(model(), Data(images), settings, 0, torch.device("cpu"), None, {})
+    trainer.vae.train()
+    return lambda: trainer._step(images, 1.0)
+
+
+def torch_step(images: Tensor) -> Callable[[], object]:
+    """As one would write it for this network alone: the KL in closed form, nothing checked or counted."""
+    encoder, heads = nn.Sequential(mlp(PIXELS, WIDTH, WIDTH), nn.ReLU()), nn.Linear(WIDTH, 2 * LATENT)
+    decoder = mlp(LATENT, WIDTH, WIDTH, PIXELS)
+    modules = nn.ModuleList([encoder, heads, decoder])
+    optimiser = torch.optim.Adam(modules.parameters(), lr=RATE, fused=True)
+
+    def step() -> float:
+        optimiser.zero_grad()
+        loc, log_variance = heads(encoder(images)).chunk(2, dim=-1)
+        z = loc + torch.randn_like(loc) * torch.exp(0.5 * log_variance)
+        misfit = F.binary_cross_entropy_with_logits(decoder(z), images, reduction="sum")
+        kl = 0.5 * (loc.square() + log_variance.exp() - log_variance - 1.0).sum()
+        loss = (misfit + kl) / len(images)
+        loss.backward()
+        optimiser.step()
+        return loss.item()
+
+    return step
+
+
+def pyro_step(images: Tensor) -> Callable[[], object]:
+    """Pyro's inference on our model and guide, with its default checks."""
+    pyro.clear_param_store()
+    vae = model()
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": RATE, "fused": True}), Trace_ELBO())
+    return lambda: svi.step(images)
+
+
+def megabytes() -> float:
+    """The peak of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def memory_of(images: int, samples: int, threads: int) -> dict[str, Any]:
+    """The peak memory of one estimate, in a process of its own."""
+    arguments = ["--child", str(images), str(samples), "--threads", str(threads)]
+    done = subprocess.run([sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE)
+    return json.loads(done.stdout)
+
+
+def child(images: int, samples: int) -> None:
+    """Estimate, and print what it took."""
+    imported = megabytes()
+    started = time.perf_counter()
+    nll(model(), torch.rand(images, PIXELS).round_(), samples)
+    seconds = time.perf_counter() - started
+    print(
+        json.dumps(
+            {
+                "images": images,
+                "samples": samples,
+                "imported_mib": imported,
+                "peak_mib": megabytes(),
+                "seconds": seconds,
+            }
+        )
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=25)
+    parser.add_argument("--full", action="store_true", help="5000 samples for each of 10,000 images: hours")
+    parser.add_argument("--child", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=RECORDS / "vae.json")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.child:
+        child(*options.child)
+        return
+    torch.manual_seed(1)
+    images = torch.rand(BATCH, PIXELS).round_()
+    steps = {"ours": trainer_step(images), "torch": torch_step(images), "Pyro": pyro_step(images)}
+    clock = clock_for(options.threads)
+    seconds = interleaved(steps, options.repeats, clock=clock)
+    ratios = {f"ours / {name}": seconds["ours"] / seconds[name] for name in ("torch", "Pyro")}
+    print(", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in seconds.items()))
+    print(", ".join(f"{name} {value:.2f}" for name, value in ratios.items()))
+    memory = [memory_of(*size, options.threads) for size in (*SIZES, *([FULL] if options.full else []))]
+    for row in memory:
+        print(
+            f"{row['images']} images, {row['samples']} samples: peak {row['peak_mib']:.0f} MiB, of which "
+            f"{row['imported_mib']:.0f} for the imports"
+        )
+    write_record(
+        options.out,
+        {"clock": clock.__name__, "seconds": seconds, "ratios": ratios, "memory": memory},
+    )
+
+
+if __name__ == "__main__":
+    main()
