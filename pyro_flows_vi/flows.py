@@ -1,5 +1,6 @@
 """The registry: every flow family by its name, and the chains that the papers build of them.
 
+>>> import torch
 >>> "iaf" in names()
 True
 >>> flow = build("iaf", 3, num_transforms=2)
