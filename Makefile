@@ -9,6 +9,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The demo's and the tests' tensors are tiny: on a busy machine a second thread makes them several times slower.
+export OMP_NUM_THREADS ?= 1
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test lint types doctest docs check clean

@@ -59,6 +59,19 @@ def _data_options(command: F) -> F:
     return data(folder(command))
 
 
+def _device(context: click.Context, option: click.Parameter, name: str | None) -> str | None:
+    """The name of a device that torch has on this machine."""
+    import torch
+
+    if name is not None:
+        try:
+            torch.empty(0, device=name)
+        except (AssertionError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise click.BadParameter(f"expected a device of this machine, got {name!r}: {reason}") from error
+    return name
+
+
 def _settings(assignments: tuple[str, ...]) -> dict[str, Any]:
     """``name=value`` pairs, with values as JSON where they are JSON and as text otherwise."""
     settings: dict[str, Any] = {}
@@ -133,7 +146,7 @@ def vae() -> None:
 @click.option("--num-transforms", type=int, help="Number of flow steps, instead of the row's.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint, where there is one.")
 @click.option("--overwrite", is_flag=True, help="Replace an older run.")
-@click.option("--device", help="cpu or cuda; the GPU where there is one by default.")
+@click.option("--device", callback=_device, help="cpu or cuda; the GPU where there is one by default.")
 @_told
 def train(
     row: str,
@@ -178,7 +191,7 @@ def train(
 @click.option("--samples", type=int, default=5000, show_default=True, help="Importance samples per image.")
 @click.option("--images", type=int, help="Only the first so many test images.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the draws.")
-@click.option("--device", help="cpu or cuda; the GPU where there is one by default.")
+@click.option("--device", callback=_device, help="cpu or cuda; the GPU where there is one by default.")
 @_told
 def evaluate(
     records: tuple[Path, ...],
@@ -218,7 +231,7 @@ def evaluate(
 @click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="With --train-missing: as in train.")
 @click.option("--samples", type=int, default=5000, show_default=True, help="With --train-missing: as in evaluate.")
 @click.option("--seed", default=0, show_default=True, help="With --train-missing: seed of the runs.")
-@click.option("--device", help="cpu or cuda; the GPU where there is one by default.")
+@click.option("--device", callback=_device, help="cpu or cuda; the GPU where there is one by default.")
 @click.option("--style", type=click.Choice(["text", "markdown"]), default="text", show_default=True)
 @click.option("--write", type=click.Path(path_type=Path), help="Also write the table, as Markdown, to this file.")
 @_told

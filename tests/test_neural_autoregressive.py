@@ -237,9 +237,7 @@ def test_other_dtypes(options: dict[str, object], dtype: torch.dtype) -> None:
 @every_case
 def test_vmap(options: dict[str, object]) -> None:
     flow, x = make(3, None, 0.5, **options), torch.randn(4, 5, 3).double()
-    for mapped, direct in zip(
-        torch.func.vmap(flow.forward_and_log_det)(x), flow.forward_and_log_det(x), strict=True
-    ):
+    for mapped, direct in zip(torch.func.vmap(flow.forward_and_log_det)(x), flow.forward_and_log_det(x), strict=True):
         torch.testing.assert_close(mapped, direct)
 
 

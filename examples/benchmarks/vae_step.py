@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ FULL = (10_000, 5000)
 def mlp(*widths: int) -> nn.Sequential:
     """Linear layers with rectifiers between them."""
     layers: list[nn.Module] = []
-    for a, b in zip(widths[:-1], widths[1:], strict=True):
+    for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -93,7 +94,11 @@ def pyro_step(images: Tensor) -> Callable[[], object]:
 
 
 def megabytes() -> float:
-    """The peak of this process so far."""
+    """The peak of this process so far, in MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux, ru_maxrss begins with the peak of the process that started this one
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

@@ -51,8 +51,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Pair]] = {
 class BlockLinear(nn.Module):
     r"""A linear map with D x D blocks: free below the diagonal, positive on it, zero above.
 
-    Row r is :math:`e^{s_r} V_r / \lVert V_r \rVert` (weight normalisation, its scale as a logarithm); the entries
-    of diagonal blocks are :math:`V = e^v` with v held in ±10 by a tanh, the others any number.
+    Row r is :math:`e^{s_0 + s_r} V_r / \lVert V_r \rVert`: weight normalisation, its scale a logarithm that starts
+    at a constant :math:`s_0`. The entries of diagonal blocks are :math:`V = e^v`, v held in ±10 by a tanh; the
+    others are any number.
 
     Args:
         input_dim: D, the number of blocks.
@@ -62,19 +63,21 @@ class BlockLinear(nn.Module):
         bias: the initial bias of the units of a block, ``(out_factor,)``.
     """
 
+    below: Tensor
+
     def __init__(self, input_dim: int, in_factor: int, out_factor: int, gain: float, bias: Tensor) -> None:
         super().__init__()
         self.input_dim, self.in_factor, self.out_factor = input_dim, in_factor, out_factor
         rows, columns = input_dim * out_factor, input_dim * in_factor
         self.weight = nn.Parameter(0.01 * torch.randn(rows, columns) / math.sqrt(columns))
         self.log_weight = nn.Parameter(0.02 * torch.randn(input_dim, out_factor, in_factor))
-        blocks = self.log_weight.detach()
-        # The norm of a row over the sum of its diagonal block turns the wanted sum into a scale.
-        log_scale = math.log(gain) + 0.5 * torch.logsumexp(2.0 * blocks, -1) - torch.logsumexp(blocks, -1)
-        self.log_scale = nn.Parameter(log_scale.flatten())
+        # A row of equal weights has a norm that is smaller than its sum by the root of their number.
+        self.start = math.log(gain) - 0.5 * math.log(in_factor)
+        self.log_scale = nn.Parameter(torch.zeros(rows))
         self.bias = nn.Parameter(bias.repeat(input_dim))
         row_block = torch.arange(rows) // out_factor
-        self.register_buffer("below", row_block[:, None] > torch.arange(columns) // in_factor, persistent=False)
+        below = row_block[:, None] > torch.arange(columns) // in_factor
+        self.register_buffer("below", below.to(self.weight.dtype), persistent=False)  # a product with bool is slow
 
     def matrix(self) -> tuple[Tensor, Tensor, Tensor]:
         """The matrix before scaling ``(D * out, D * in)``, the scales of its rows, and the logarithm of the scaled
@@ -82,7 +85,7 @@ class BlockLinear(nn.Module):
         log_blocks = soft_bound(self.log_weight)
         diagonal = torch.diag_embed(log_blocks.exp().movedim(0, -1), dim1=0, dim2=2)  # (D, out, D, in)
         matrix = self.weight * self.below + diagonal.reshape_as(self.weight)
-        log_scale = self.log_scale - 0.5 * matrix.square().sum(-1).log()
+        log_scale = self.start + self.log_scale - 0.5 * matrix.square().sum(-1).log()
         log_blocks = log_blocks + log_scale.view(self.input_dim, self.out_factor, 1)
         return matrix, log_scale.exp(), log_blocks.mT
 
@@ -119,12 +122,11 @@ class BlockMasked(nn.Module):
         super().__init__()
         self.input_dim, self.activation = input_dim, ACTIVATIONS[activation]
         self.tails = nn.ParameterList()
-        logit = math.log(self.initial_tail / (1.0 - self.initial_tail))
         self.layers = nn.ModuleList()
         gain, mean, in_factor = 1.0, 0.0, 1
         for i, factor in enumerate(hidden_factors):
             if tail:
-                self.tails.append(nn.Parameter(torch.full((input_dim * factor,), logit)))
+                self.tails.append(nn.Parameter(torch.zeros(input_dim * factor)))
             reach, shift = _start(activation, factor)
             self.layers.append(BlockLinear(input_dim, in_factor, factor, gain * reach, shift - gain * reach * mean))
             with torch.no_grad():
@@ -145,7 +147,7 @@ class BlockMasked(nn.Module):
     def _activate(self, i: int, u: Tensor, units: slice = slice(None)) -> Pair:
         value, log_rate = self.activation(u)
         if len(self.tails) > 0:
-            logit = self.tails[i][units]
+            logit = self.tails[i][units] + math.log(self.initial_tail / (1.0 - self.initial_tail))
             c = torch.sigmoid(logit)
             value = (1.0 - c) * value + c * u
             log_rate = torch.logaddexp(log_rate + logsigmoid(-logit), logsigmoid(logit).expand_as(u))

@@ -48,6 +48,17 @@ def reflect(x: Tensor, units: Tensor, reverse: bool = False) -> Tensor:
         units: the vectors :math:`v_k`, of norm 1 (or 0, which does nothing), ``(*v_batch, K, D)``.
         reverse: whether to begin with the last, which is the inverse.
     """
+    if units.dim() == 2 and units.shape[0] > 1:
+        # I - V' T V with T triangular and T^-1 = triu(V V', 1) + I / 2: three products in place of K passes over x
+        precise = torch.promote_types(units.dtype, torch.float32)  # there is no bfloat16 solver
+        v = units.to(precise)
+        gram = torch.triu(v @ v.mT, 1)
+        gram = gram + 0.5 * torch.eye(len(v), dtype=precise, device=v.device)
+        if reverse:
+            weighted = torch.linalg.solve_triangular(gram.mT, v, upper=False)
+        else:
+            weighted = torch.linalg.solve_triangular(gram, v, upper=True)
+        return x - (x @ units.mT) @ weighted.to(x.dtype)
     steps = units.unbind(-2)
     for v in reversed(steps) if reverse else steps:
         x = torch.addcmul(x, torch.linalg.vecdot(x, v)[..., None], v, value=-2)

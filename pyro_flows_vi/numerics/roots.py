@@ -41,6 +41,10 @@ def solve_tanh(target: Tensor, gain: Tensor) -> Tensor:
     with torch.no_grad():
         size, k = target.abs(), gain - 1.0
         concave_start = torch.maximum(size - k, size / gain)
+        # For k > 0 also a bound from the tail, 1 - tanh s = 2 / (e^2s + 1): s = log(k / m) / 2 with m >= 1 and
+        # m >= log(k) / 2 - (t - k) is left of the root. Near t = k Newton would come by steps of 1/2 without it.
+        log_k = 0.5 * k.clamp(min=1.0).log()
+        concave_start = torch.maximum(concave_start, log_k - 0.5 * (log_k - (size - k)).clamp(min=1.0).log())
         cubic = (5.0 * size / (-k).clamp(min=0.1)).pow(1.0 / 3.0)
         convex_start = torch.minimum(size - k, size / gain)
         convex_start = torch.where((cubic < convex_start) & (cubic <= 1.0) & (k < -0.1), cubic, convex_start)

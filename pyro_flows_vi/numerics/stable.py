@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-__all__ = ["log_softplus", "safe_norm", "sech2", "slope_from", "softplus_one", "temper"]
+__all__ = ["log_softplus", "sech2", "slope_from", "softplus_one", "temper"]
 
 #: softplus(x + SHIFT) is 1 at x = 0
 SHIFT = math.log(math.e - 1.0)
@@ -16,7 +16,7 @@ SHIFT = math.log(math.e - 1.0)
 
 def softplus_one(x: Tensor) -> Tensor:
     r"""A positive scale :math:`\log(1 + e^{x + \log(e - 1)})`, which is 1 at x = 0."""
-    return softplus(x + SHIFT)
+    return softplus(x + SHIFT, threshold=40.0)  # beyond which it is the identity in float64 too
 
 
 def log_softplus(x: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def log_softplus(x: Tensor) -> Tensor:
     shifted = x + SHIFT
     small = shifted < -15.0  # there softplus(t) = e^t to float32 accuracy, and its logarithm is t
     correction = -0.5 * torch.exp(shifted.clamp(max=-15.0))  # the next term keeps float64 accurate too
-    return torch.where(small, shifted + correction, softplus(shifted.clamp(min=-15.0)).log())
+    return torch.where(small, shifted + correction, softplus(shifted.clamp(min=-15.0), threshold=40.0).log())
 
 
 def temper(x: Tensor) -> Tensor:
@@ -54,10 +54,3 @@ def slope_from(tanh: Tensor, gain: Tensor) -> Tensor:
     """
     square = tanh.square()
     return torch.log(square + gain.clamp(min=torch.finfo(gain.dtype).tiny) * (1.0 - square))
-
-
-def safe_norm(x: Tensor) -> Tensor:
-    """The Euclidean norm over the last dimension, kept, with gradient zero (not NaN) at the origin."""
-    square = x.square().sum(-1, keepdim=True)
-    at_origin = square == 0
-    return torch.where(at_origin, 0.0, torch.where(at_origin, 1.0, square).sqrt())

@@ -67,7 +67,7 @@ class AffineAutoregressive(Flow):
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One pass of the network."""
         shift, log_scale = self._shift_and_log_scale(*self.net(x, context).unbind(-2))
-        return x * log_scale.exp() + shift, log_scale.sum(-1)
+        return torch.addcmul(shift, x, log_scale.exp()), log_scale.sum(-1)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """D steps, which together cost the arithmetic of one pass."""

@@ -78,9 +78,9 @@ class BlockAutoregressive(Flow):
         self.net = BlockMasked(self.input_dim, hidden_factors, activation, tail, slope, context_dim)
         self.gate = nn.Parameter(torch.zeros(input_dim)) if residual == "gated" else None
 
-    def _add_residual(
-        self, x: Tensor, f: Tensor, log_slope: Tensor, gate: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _add_residual(self, x: Tensor, inner: tuple[Tensor, Tensor], gate: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The flow's value and log-derivatives from those of f."""
+        f, log_slope = inner
         if self.residual == "normal":
             return x + f, torch.logaddexp(log_slope, torch.zeros_like(log_slope))
         if gate is not None:
@@ -91,7 +91,7 @@ class BlockAutoregressive(Flow):
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One pass of the network."""
-        y, log_slope = self._add_residual(x, *self.net(x, context), self.gate)
+        y, log_slope = self._add_residual(x, self.net(x, context), self.gate)
         return y, log_slope.sum(-1)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ class BlockAutoregressive(Flow):
             gate = None if self.gate is None else self.gate[i]
 
             def function(x: Tensor) -> tuple[Tensor, Tensor]:
-                return self._add_residual(x, *block(x), gate)
+                return self._add_residual(x, block(x), gate)
 
             x = solve_monotone(function, y[..., i])
             log_slopes.append(function(x)[1])
@@ -118,7 +118,7 @@ class BlockAutoregressive(Flow):
 
 
 def block_autoregressive(input_dim: int, **kwargs: Any) -> BlockAutoregressive:
-    """A block neural autoregressive flow, with Pyro's signature; its ``residual`` is "gated" by default, not ``None``."""
+    """A block neural autoregressive flow, with Pyro's signature, but ``residual="gated"`` by default."""
     return BlockAutoregressive(input_dim, None, **kwargs)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from pyro_flows_vi.nets.parameters import ParameterNet
 from pyro_flows_vi.numerics.linear import matvec
@@ -48,6 +49,8 @@ class LULinear(Flow):
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Two products, O(D^2)."""
         lower, upper, bias, log_det = self._constrained(context)
+        if lower.dim() == 2 and x.numel() > self.input_dim**2:  # more points than rows
+            return linear(x, lower @ upper, bias), log_det.expand(x.shape[:-1])
         return matvec(lower, matvec(upper, x)) + bias, log_det.expand(x.shape[:-1])
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_flows_vi.nets.parameters import ParameterNet
-from pyro_flows_vi.numerics.stable import log_softplus, safe_norm, softplus_one
+from pyro_flows_vi.numerics.stable import softplus_one
 from pyro_flows_vi.transforms.base import Flow
 
 __all__ = ["Radial", "conditional_radial", "radial"]
@@ -48,23 +48,23 @@ class Radial(Flow):
     def _constrained(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(centre, alpha, alpha * g)."""
         p = self.params(context)
-        # In log space, because a product of two softplus underflows earlier than its parts.
+        # Each above the square root of the smallest number, so that their product does not underflow.
         tiny = torch.finfo(p["alpha"].dtype).tiny ** 0.5
         alpha = softplus_one(p["alpha"]).clamp(min=tiny)
-        return p["centre"], alpha, alpha * torch.exp(log_softplus(p["gain"])).clamp(min=tiny)
+        return p["centre"], alpha, alpha * softplus_one(p["gain"]).clamp(min=tiny)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """O(D)."""
         centre, alpha, inner = self._constrained(context)
         offset = x - centre
-        r = safe_norm(offset)
-        return x + (inner - alpha) / (alpha + r) * offset, self._log_det(r, alpha, inner)
+        r = torch.linalg.vector_norm(offset, dim=-1, keepdim=True)  # of gradient zero at the centre
+        return torch.addcmul(x, (inner - alpha) / (alpha + r), offset), self._log_det(r, alpha, inner)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """O(D), closed form."""
         centre, alpha, inner = self._constrained(context)
         offset = y - centre
-        radius = safe_norm(offset)
+        radius = torch.linalg.vector_norm(offset, dim=-1, keepdim=True)
         p = inner - radius
         root = torch.sqrt(p.square() + 4.0 * alpha * radius)
         # The two forms of the positive root; each cancels where the other does not.
@@ -78,10 +78,11 @@ class Radial(Flow):
         return x, self._log_det(r, alpha, inner)
 
     def _log_det(self, r: Tensor, alpha: Tensor, inner: Tensor) -> Tensor:
-        outside = torch.log(r + alpha)
-        across = torch.log(r + inner) - outside
-        along = torch.log(r.square() + 2.0 * alpha * r + alpha * inner) - 2.0 * outside
-        return ((self.input_dim - 1) * across + along)[..., 0]
+        # with t = r / (r + alpha): products of fractions, which do not overflow where r^2 would
+        outside = r + alpha
+        t, near, scaled = r / outside, alpha / outside, inner / outside
+        along = torch.addcmul(torch.addcmul(t, t, near), near, scaled)
+        return torch.add(along.log(), (t + scaled).log(), alpha=self.input_dim - 1)[..., 0]
 
 
 def radial(input_dim: int) -> Radial:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, softplus
+from torch.nn.functional import pad
 
 from pyro_flows_vi.nets.parameters import ParameterNet
 from pyro_flows_vi.numerics.linear import matvec, reflect, unit, vecmat
@@ -109,8 +108,9 @@ class Sylvester(Flow):
         elif self.form == "householder":
             p["v"] = unit(p["v"])
         a, b = p["r"].diagonal(dim1=-2, dim2=-1), p["inner_diagonal"]
-        # 1 + tanh a tanh b = cosh(a + b) / (cosh a cosh b), which stays positive where the product rounds to -1
-        gain = torch.exp(_log_cosh(a + b) - _log_cosh(a) - _log_cosh(b))
+        # 1 + tanh a tanh b as a sum of positive terms, which stays positive where the product rounds to -1
+        twice = 2.0 * torch.stack([a, b])
+        gain = 2.0 * (torch.sigmoid(twice).prod(0) + torch.sigmoid(-twice).prod(0))
         # R-tilde is kept transposed, as the lower half of one matrix whose upper half is R.
         upper, lower = torch.triu(p["r"], 1), torch.tril(p["r"], -1)
         return p | {"outer": torch.tanh(a), "inner": torch.tanh(b), "upper": upper, "lower": lower, "gain": gain}
@@ -119,8 +119,8 @@ class Sylvester(Flow):
         """O(D M + M^2) per point, and Q."""
         p = self._constrained(context)
         v = self._onto_basis(p, x)
-        tanh = torch.tanh(p["inner"] * v + vecmat(v, p["lower"]) + p["b"])
-        y = x + self._from_basis(p, p["outer"] * tanh + matvec(p["upper"], tanh))
+        tanh = torch.tanh(_product(v, p["lower"], p["inner"]) + p["b"])
+        y = x + self._from_basis(p, _product(tanh, p["upper"].mT, p["outer"]))
         return y, slope_from(tanh, p["gain"]).sum(-1)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -144,8 +144,11 @@ class Sylvester(Flow):
         return f"{super().extra_repr()}, form={self.form!r}, rank={self.rank}"
 
 
-def _log_cosh(x: Tensor) -> Tensor:
-    return x.abs() + softplus(-2.0 * x.abs()) - math.log(2.0)
+def _product(v: Tensor, matrix: Tensor, diagonal: Tensor) -> Tensor:
+    """v^T times a triangular matrix, of which the diagonal is given apart."""
+    if matrix.dim() == 2:
+        return v @ (matrix + diagonal.diag_embed())
+    return diagonal * v + vecmat(v, matrix)
 
 
 def sylvester(input_dim: int, count_transforms: int | None = None) -> Sylvester:

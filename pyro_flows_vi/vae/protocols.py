@@ -64,6 +64,8 @@ class Protocol:
     matmul_precision: str = "highest"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.hidden_dims, list | tuple):
+            raise ValueError(f"expected hidden_dims to be one or more positive integers, got {self.hidden_dims!r}")
         object.__setattr__(self, "hidden_dims", tuple(self.hidden_dims))
         one_of("network", self.network, ("mlp", "gated-conv"))
         one_of("likelihood", self.likelihood, tuple(LIKELIHOODS))

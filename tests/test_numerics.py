@@ -1,0 +1,255 @@
+"""The numerical core: scalar roots over all magnitudes, stable elementary functions, batched products, masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_flows_vi.nets.masked import MADE
+from pyro_flows_vi.numerics.linear import matvec, reflect, unit, vecmat
+from pyro_flows_vi.numerics.roots import solve_monotone, solve_tanh
+from pyro_flows_vi.numerics.stable import log_softplus, sech2, slope_from, softplus_one, temper
+
+F64 = torch.float64
+
+
+def grid(*bounds: float, count: int = 57) -> Tensor:
+    return torch.logspace(*bounds, count, dtype=F64)
+
+
+# -- roots ------------------------------------------------------------------------------------------------
+
+
+def test_solve_tanh_over_all_magnitudes() -> None:
+    sizes = grid(-7, 7)
+    target, gain = torch.meshgrid(torch.cat([-sizes, torch.zeros(1, dtype=F64), sizes]), sizes, indexing="ij")
+    s = solve_tanh(target, gain)
+    residual = s + (gain - 1) * torch.tanh(s) - target
+    # The sum has terms up to the size of target and gain: what cancels there is rounding.
+    size = target.abs() + s.abs() + (gain - 1).abs() * s.abs().clamp(max=1)
+    assert (residual.abs() <= 8e-16 * size).all()
+    assert torch.equal(s.sign(), target.sign())
+    assert torch.equal(solve_tanh(-target, gain), -s)
+
+
+def test_solve_tanh_gradients_are_implicit() -> None:
+    sizes = grid(-4, 4, count=17)
+    target, gain = torch.meshgrid(torch.cat([-sizes, sizes]), sizes, indexing="ij")
+    target, gain = target.clone().requires_grad_(), gain.clone().requires_grad_()
+    s = solve_tanh(target, gain)
+    to_target, to_gain = torch.autograd.grad(s.sum(), [target, gain])
+    slope = torch.tanh(s).square() + gain * (1 - torch.tanh(s).square())
+    torch.testing.assert_close(to_target, (1 / slope).detach(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(to_gain, (-torch.tanh(s) / slope).detach(), rtol=1e-9, atol=0)
+
+
+def test_solve_tanh_in_float32() -> None:
+    target, gain = torch.meshgrid(grid(-6, 6).float(), grid(-6, 6).float(), indexing="ij")
+    s, exact = solve_tanh(target, gain), solve_tanh(target.double(), gain.double())
+    slope = torch.tanh(exact).square() + gain * sech2(exact)
+    allowed = 1e-6 * (exact + (target + (gain - 1).abs() * exact.clamp(max=1)) / slope)
+    assert s.dtype == torch.float32 and s.isfinite().all()
+    assert ((s - exact).abs() <= allowed).all()
+
+
+Function = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+HARD: dict[str, Function] = {
+    "cube": lambda x: (x**3, (3 * x.square()).log()),
+    "cube-flat-beside-the-root": lambda x: ((x - 1) ** 3 + 1e-3 * x, (3 * (x - 1).square() + 1e-3).log()),
+    "flat-middle": lambda x: (
+        torch.where(x.abs() < 5, 1e-9 * x, x - x.sign() * (5 - 5e-9)),
+        torch.where(x.abs() < 5, 1e-9, 1.0).log(),
+    ),
+    "steep": lambda x: (1e9 * x, torch.full_like(x, math.log(1e9))),
+    "step": lambda x: (x + 1e3 * torch.tanh(1e6 * x), (1 + 1e9 * sech2(1e6 * x)).log()),
+    "logarithmic": lambda x: (torch.asinh(x), -0.5 * torch.log1p(x.square())),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_solve_monotone_on_hard_functions(name: str) -> None:
+    function = HARD[name]
+    x = torch.tensor([-30.0, -7.0, -1.3, -1e-3, 1e-4, 0.5, 0.999, 2.0, 6.0, 25.0], dtype=F64)
+    target, log_slope = function(x)
+    root = solve_monotone(function, target)
+    # Neighbouring floats have values that differ by slope * ulp, so the root is known to the rounding of the target.
+    known = 4e-15 * (1e-3 + x.abs() + target.abs() * torch.exp(-log_slope))
+    assert ((root - x).abs() <= known).all()
+
+
+def test_an_exponential_function_needs_a_start() -> None:
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.sinh(x), torch.cosh(x.clamp(-700, 700)).log()
+
+    x = torch.tensor([-30.0, -7.0, 0.5, 25.0], dtype=F64)
+    torch.testing.assert_close(solve_monotone(function, torch.sinh(x), start=torch.zeros_like(x)), x)
+    with pytest.raises(ValueError, match="NaN or infinite values"):
+        solve_monotone(function, torch.sinh(x))  # sinh of the target overflows
+
+
+def test_a_root_very_far_away() -> None:
+    target = torch.tensor([1e12, -1e12, 3.0], dtype=F64)
+    root = solve_monotone(lambda x: (x + torch.tanh(x), torch.log1p(sech2(x))), target)
+    torch.testing.assert_close(root + torch.tanh(root), target, rtol=1e-15, atol=0)
+    slow = solve_monotone(lambda x: (1e-12 * x, torch.full_like(x, math.log(1e-12))), torch.ones(1, dtype=F64))
+    torch.testing.assert_close(slow, torch.tensor([1e12], dtype=F64), rtol=1e-14, atol=0)
+
+
+def test_solve_monotone_gradients_are_implicit() -> None:
+    a = torch.tensor([0.1, 1.0, 7.0], dtype=F64, requires_grad=True)
+    target = torch.tensor([-4.0, 0.3, 50.0], dtype=F64, requires_grad=True)
+    x = solve_monotone(lambda x: (x + a * x**3, torch.log1p(3 * a.detach() * x.square())), target)
+    to_target, to_a = torch.autograd.grad(x.sum(), [target, a])
+    slope = (1 + 3 * a * x.square()).detach()
+    torch.testing.assert_close(to_target, 1 / slope, rtol=1e-12, atol=0)
+    torch.testing.assert_close(to_a, -(x.detach() ** 3) / slope, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("bounded", [torch.tanh, torch.sigmoid])
+def test_solve_monotone_raises_for_a_bounded_function(bounded: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(RuntimeError, match="not increasing and onto"):
+        solve_monotone(lambda x: (bounded(x), torch.log(sech2(x) + 1e-300)), torch.tensor([0.5, 2.0], dtype=F64))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_solve_monotone_refuses_what_is_not_finite(bad: float) -> None:
+    with pytest.raises(ValueError, match="1 target values are NaN or infinite"):
+        solve_monotone(lambda x: (x, torch.zeros_like(x)), torch.tensor([0.0, bad]))
+    with pytest.raises(ValueError, match="check its parameters"):
+        solve_monotone(lambda x: (x * bad, torch.zeros_like(x)), torch.ones(2))
+
+
+# -- elementary functions ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (F64, 2e-10)])
+def test_log_softplus_has_neither_floor_nor_ceiling(dtype: torch.dtype, tolerance: float) -> None:
+    x = torch.linspace(-40, 40, 4001, dtype=dtype)
+    exact = torch.log1p((x.double() + math.log(math.e - 1)).exp()).log()
+    # torch's softplus is the identity from 20 on, where it lacks e^-20 = 2e-9: 1e-10 of its logarithm
+    torch.testing.assert_close(log_softplus(x).double(), exact, rtol=tolerance, atol=tolerance)
+    far = torch.tensor([-1e4, -300.0], dtype=dtype, requires_grad=True)
+    torch.testing.assert_close(log_softplus(far), far + math.log(math.e - 1), rtol=1e-6, atol=0)
+    assert torch.equal(torch.autograd.grad(log_softplus(far).sum(), far)[0], torch.ones(2, dtype=dtype))
+    assert softplus_one(torch.zeros(1, dtype=F64)).item() == pytest.approx(1.0, rel=1e-15)
+
+
+def test_sech2_keeps_its_digits_in_the_tails() -> None:
+    x = torch.tensor([0.0, 0.1, 3.0, 20.0, -20.0, 300.0], dtype=F64)
+    torch.testing.assert_close(sech2(x), torch.cosh(x).pow(-2), rtol=1e-13, atol=0)
+    assert sech2(torch.tensor([1e5])).item() == 0.0
+    y = torch.tensor([0.4, -2.0], dtype=F64, requires_grad=True)
+    torch.testing.assert_close(torch.autograd.grad(torch.tanh(y).sum(), y)[0], sech2(y.detach()))
+
+
+def test_slope_from_is_the_logarithm_of_the_ridge() -> None:
+    s, gain = torch.meshgrid(torch.linspace(-3, 3, 31, dtype=F64), grid(-8, 8), indexing="ij")
+    got = slope_from(torch.tanh(s), gain)
+    torch.testing.assert_close(got, torch.log1p((gain - 1) * sech2(s)), rtol=1e-7, atol=1e-12)
+    assert slope_from(torch.zeros(1), torch.zeros(1)).isfinite().all()  # held where the gain underflows
+
+
+def test_temper_is_odd_increasing_and_slow_far_out() -> None:
+    x = torch.linspace(-100, 100, 2001, dtype=F64, requires_grad=True)
+    y = temper(x)
+    torch.testing.assert_close(4 * torch.sinh(y / 4), x)
+    torch.testing.assert_close(temper(-x), -y)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert (slope > 0).all() and slope.max() == 1.0
+    assert temper(torch.tensor(1e6)).exp() < 1e24  # a power of x, where the exponential would overflow
+
+
+@pytest.mark.parametrize(
+    ("batch", "matrix_batch"),
+    [
+        ((), ()),
+        ((5,), ()),
+        ((5,), (5,)),
+        ((5,), (1,)),
+        ((4, 5), (5,)),
+        ((2, 4, 5), (5,)),
+        ((2, 4, 5), (4, 1)),
+        ((4, 5), ()),
+    ],
+)
+def test_products_broadcast_like_einsum(batch: tuple[int, ...], matrix_batch: tuple[int, ...]) -> None:
+    matrix, v = torch.randn(*matrix_batch, 3, 7, dtype=F64), torch.randn(*batch, 3, dtype=F64)
+    torch.testing.assert_close(vecmat(v, matrix), torch.einsum("...n,...nm->...m", v, matrix))
+    w = torch.randn(*batch, 7, dtype=F64)
+    torch.testing.assert_close(matvec(matrix, w), torch.einsum("...nm,...m->...n", matrix, w))
+
+
+@pytest.mark.parametrize("v_batch", [(), (6,), (1,)])
+def test_reflections_are_orthogonal(v_batch: tuple[int, ...]) -> None:
+    v = unit(torch.randn(*v_batch, 3, 5, dtype=F64))
+    x = torch.randn(4, 6, 5, dtype=F64)
+    y = reflect(x, v)
+    torch.testing.assert_close(y.norm(dim=-1), x.norm(dim=-1))
+    torch.testing.assert_close(reflect(y, v, reverse=True), x)
+    assert not torch.allclose(reflect(y, v), x)
+    if not v_batch:
+        matrix = reflect(torch.eye(5, dtype=F64), v)
+        torch.testing.assert_close(matrix @ matrix.mT, torch.eye(5, dtype=F64))
+        assert torch.linalg.det(matrix).item() == pytest.approx(-1.0)
+
+
+def test_a_zero_vector_reflects_nothing() -> None:
+    x = torch.randn(4, 5)
+    assert torch.equal(reflect(x, unit(torch.zeros(2, 5))), x)
+
+
+# -- masks ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("context_dim", [None, 2])
+@pytest.mark.parametrize("hidden_dims", [(3,), (16,), (5, 20), (9, 4, 11)])
+@pytest.mark.parametrize("input_dim", [1, 2, 6])
+def test_made_is_autoregressive_and_sequential_is_the_same(
+    input_dim: int, hidden_dims: tuple[int, ...], context_dim: int | None
+) -> None:
+    net = MADE(input_dim, torch.tensor([0.5, -1.0]), hidden_dims, context_dim).double()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_()
+    context = None if context_dim is None else torch.randn(4, context_dim, dtype=F64)
+    x = torch.randn(3, 4, input_dim, dtype=F64)
+    params = net(x, context)
+    assert params.shape == (3, 4, 2, input_dim)
+    point = None if context is None else context[0]
+    jacobian = torch.autograd.functional.jacobian(lambda v: net(v, point), x[0, 0])
+    assert torch.equal(jacobian, torch.tril(jacobian, -1))  # exact zeros at and above the diagonal
+    seen = []
+
+    def step(i: int, values: Tensor) -> Tensor:
+        seen.append(values)
+        return x[..., i]
+
+    assert torch.equal(net.sequential(x.shape[:-1], step, context), x)
+    torch.testing.assert_close(torch.stack([s.expand(3, 4, 2) for s in seen], -1), params)
+
+
+def test_a_wide_enough_made_uses_every_coordinate_before() -> None:
+    net = MADE(5, torch.zeros(1), (40,)).double()
+    jacobian = torch.autograd.functional.jacobian(net, torch.randn(5, dtype=F64))[0]
+    assert (jacobian[torch.ones(5, 5).tril(-1).bool()] != 0).all()
+
+
+@pytest.mark.parametrize("hidden_dims", [(), (0,), (4, -1)])
+def test_made_refuses_bad_widths(hidden_dims: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="at least one positive width"):
+        MADE(3, torch.zeros(2), hidden_dims)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_shared_reflections_agree_with_those_of_each_point(reverse: bool) -> None:
+    units = unit(torch.randn(6, 4, dtype=torch.float64))
+    units[2] = 0.0
+    x = torch.randn(5, 4, dtype=torch.float64)
+    one_by_one = reflect(x, units.expand(5, 6, 4), reverse)
+    torch.testing.assert_close(reflect(x, units, reverse), one_by_one)
+    torch.testing.assert_close(reflect(one_by_one, units, not reverse), x)
