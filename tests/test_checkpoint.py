@@ -29,9 +29,7 @@ def test_round_trip(path: Path) -> None:
     settings, state = load_checkpoint(path, kind="vae", settings=SETTINGS)
     assert settings == SETTINGS
     assert torch.equal(state["weights"]["a"], STATE["weights"]["a"])  # type: ignore[index]
-    assert {k: v for k, v in state.items() if k != "weights"} == {
-        k: v for k, v in STATE.items() if k != "weights"
-    }
+    assert {k: v for k, v in state.items() if k != "weights"} == {k: v for k, v in STATE.items() if k != "weights"}
 
 
 def test_tuples_and_lists_are_the_same_settings(path: Path) -> None:

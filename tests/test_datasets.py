@@ -38,15 +38,11 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def write_mnist(
-    folder: Path, train: np.ndarray = IMAGES, test: np.ndarray = IMAGES[:7], zipped: bool = True
-) -> Path:
+def write_mnist(folder: Path, train: np.ndarray = IMAGES, test: np.ndarray = IMAGES[:7], zipped: bool = True) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in ((TRAIN, train), (TEST, test)):
         content = idx_bytes(array)
-        (folder / f"{name}.gz").write_bytes(gzip.compress(content)) if zipped else (
-            folder / name
-        ).write_bytes(content)
+        (folder / f"{name}.gz").write_bytes(gzip.compress(content)) if zipped else (folder / name).write_bytes(content)
     return folder
 
 
@@ -79,9 +75,7 @@ def grey(tmp_path: Path) -> Dataset:
 # IDX files
 
 
-@pytest.mark.parametrize(
-    "array", [IMAGES, IMAGES[0, 0], IMAGES[:1, :1, :1]], ids=["images", "labels", "one pixel"]
-)
+@pytest.mark.parametrize("array", [IMAGES, IMAGES[0, 0], IMAGES[:1, :1, :1]], ids=["images", "labels", "one pixel"])
 @pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gz"])
 def test_idx_round_trip(tmp_path: Path, array: np.ndarray, compress: Any) -> None:
     path = tmp_path / "misleading.name"
@@ -137,21 +131,15 @@ def test_published_content_is_compared(tmp_path: Path) -> None:
         path.write_bytes(content)
         assert np.array_equal(read_idx(path, 3, published), IMAGES)
     path.write_bytes(idx_bytes(IMAGES[:29]))
-    with pytest.raises(
-        ValueError, match=r"expected the published data, 30 x 4 x 3, got 29 x 4 x 3; pass verify=False"
-    ):
+    with pytest.raises(ValueError, match=r"expected the published data, 30 x 4 x 3, got 29 x 4 x 3; pass verify=False"):
         read_idx(path, 3, published)
     path.write_bytes(GOOD[:-1] + bytes([GOOD[-1] ^ 1]))
-    with pytest.raises(
-        ValueError, match=f"expected SHA-256 {published.sha256}, got [0-9a-f]{{64}}; download or copy"
-    ):
+    with pytest.raises(ValueError, match=f"expected SHA-256 {published.sha256}, got [0-9a-f]{{64}}; download or copy"):
         read_idx(path, 3, published)
 
 
 @given(st.data())
-def test_corrupted_idx_is_never_misread(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
+def test_corrupted_idx_is_never_misread(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Whatever is done to a file, the array that comes back spells the file's bytes, or there is an error."""
     shape = data.draw(st.tuples(*[st.integers(1, 4)] * 3), "shape")
     pixels = data.draw(st.binary(min_size=math.prod(shape), max_size=math.prod(shape)), "pixels")
@@ -162,9 +150,7 @@ def test_corrupted_idx_is_never_misread(
         st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=4)
     ):
         content[place] = value
-    content = content[: data.draw(st.integers(0, len(content)), "length")] + data.draw(
-        st.binary(max_size=3), "tail"
-    )
+    content = content[: data.draw(st.integers(0, len(content)), "length")] + data.draw(st.binary(max_size=3), "tail")
 
     path = tmp_path_factory.mktemp("idx") / "images"
     path.write_bytes(content)
@@ -190,13 +176,9 @@ def test_amat_round_trip(tmp_path: Path, end: str) -> None:
 
 
 @given(st.lists(st.sampled_from([" ", "  ", "\t"]), min_size=5, max_size=5), st.sampled_from(["", " ", "\t"]))
-def test_amat_spacing_does_not_matter(
-    tmp_path_factory: pytest.TempPathFactory, gaps: list[str], lead: str
-) -> None:
+def test_amat_spacing_does_not_matter(tmp_path_factory: pytest.TempPathFactory, gaps: list[str], lead: str) -> None:
     path = tmp_path_factory.mktemp("amat") / "a.amat"
-    path.write_text(
-        lead + "".join(f"{bit}{gap}" for bit, gap in zip("01101", gaps, strict=True)) + "\n0 0 0 0 1\n"
-    )
+    path.write_text(lead + "".join(f"{bit}{gap}" for bit, gap in zip("01101", gaps, strict=True)) + "\n0 0 0 0 1\n")
     assert read_amat(path, 5).tolist() == [[0, 1, 1, 0, 1], [0, 0, 0, 0, 1]]
 
 
@@ -298,9 +280,7 @@ def test_missing_files_say_where_was_searched(tmp_path: Path, monkeypatch: pytes
     assert "not a directory" not in message
 
     monkeypatch.setenv("PYRO_FLOWS_VI_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(
-        ValueError, match=r"freyfaces: missing freyfaces.npy; .*nowhere is not a directory.*variable"
-    ):
+    with pytest.raises(ValueError, match=r"freyfaces: missing freyfaces.npy; .*nowhere is not a directory.*variable"):
         datasets.load("freyfaces")
     monkeypatch.setenv("PYRO_FLOWS_VI_DATA", "")
     for name, file in (("freyfaces", "freyfaces.npy"), ("static_mnist", "binarized_mnist_valid.amat")):
@@ -425,9 +405,7 @@ def served_folder(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Quiet, directory=folder)
-    ) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield folder, f"http://127.0.0.1:{server.server_port}/"
@@ -531,14 +509,9 @@ def test_batches_are_the_training_set_shuffled(grey: Dataset, tmp_path: Path, ba
     assert [len(batch) for batch in batches[:-1]] == [batch_size] * (math.ceil(25 / batch_size) - 1)
     rows = torch.cat(batches)
     assert rows.dtype == torch.float32
-    assert (
-        sorted(rows.tolist()) == sorted(data.train.float().tolist())
-        and rows.tolist() != data.train.float().tolist()
-    )
+    assert sorted(rows.tolist()) == sorted(data.train.float().tolist()) and rows.tolist() != data.train.float().tolist()
     for batch in grey.batches(batch_size, generator()):
-        assert (
-            batch.dtype == torch.float32 and batch.shape[1:] == (12,) and ((batch == 0) | (batch == 1)).all()
-        )
+        assert batch.dtype == torch.float32 and batch.shape[1:] == (12,) and ((batch == 0) | (batch == 1)).all()
 
 
 def test_batches_are_binarised_with_their_own_grey_levels() -> None:
@@ -564,9 +537,7 @@ def test_held_out_rows_are_fixed(grey: Dataset, tmp_path: Path) -> None:
 
 def test_held_out_draws_average_to_the_grey_level(tmp_path: Path) -> None:
     folder = write_mnist(tmp_path)
-    draws = torch.stack(
-        [datasets.load("mnist", folder, verify=False, seed=seed).test for seed in range(400)]
-    ).double()
+    draws = torch.stack([datasets.load("mnist", folder, verify=False, seed=seed).test for seed in range(400)]).double()
     p = torch.from_numpy(IMAGES[:7]).flatten(1).double() / 255
     z = (draws.mean(0) - p) / (p * (1 - p) / 400).sqrt().clamp(min=1e-12)
     assert z.abs().max() < 4.5
@@ -592,9 +563,7 @@ def test_binarise(grey: Dataset) -> None:
 # the data sets
 
 
-@pytest.mark.parametrize(
-    ("values", "levels", "largest"), [("binary", 2, 1), ("unit", 256, 1), ("levels", 256, 255)]
-)
+@pytest.mark.parametrize(("values", "levels", "largest"), [("binary", 2, 1), ("unit", 256, 1), ("levels", 256, 255)])
 def test_values(tmp_path: Path, values: Any, levels: int, largest: int) -> None:
     data = datasets.load("mnist", write_mnist(tmp_path), values=values, verify=False)
     assert data.levels == levels and data.binarisation == ("dynamic" if levels == 2 else None)
@@ -603,9 +572,7 @@ def test_values(tmp_path: Path, values: Any, levels: int, largest: int) -> None:
         assert rows.dtype == torch.float32 and rows.min() >= 0 and largest / 2 < rows.max() <= largest
     if values != "binary":
         scale = 1 if values == "levels" else 255
-        assert torch.equal(
-            (data.test * scale).round().to(torch.uint8), torch.from_numpy(IMAGES[:7]).flatten(1)
-        )
+        assert torch.equal((data.test * scale).round().to(torch.uint8), torch.from_numpy(IMAGES[:7]).flatten(1))
         assert data.binarisation_seed is None
 
 
@@ -621,9 +588,7 @@ def test_static_mnist(tmp_path: Path, below: str) -> None:
         None,
     )
     assert data.image_shape == (28, 28) and data.dim == 784
-    for seed, (rows, lines) in enumerate(
-        zip((data.train, data.validation, data.test), AMAT.values(), strict=True)
-    ):
+    for seed, (rows, lines) in enumerate(zip((data.train, data.validation, data.test), AMAT.values(), strict=True)):
         assert np.array_equal(rows.numpy(), amat_rows(lines, seed))
     source = generator()
     before_epoch = source.get_state()
@@ -659,9 +624,7 @@ def test_digits() -> None:
     rows = torch.cat([data.train.float(), data.validation, data.test]).tolist()
     assert sorted(rows) == sorted(load_digits().data.tolist())
     binary = datasets.load("digits")
-    assert (
-        binary.binarisation == "dynamic" and binary.levels == 2 and binary.split_seed == datasets.SPLIT_SEED
-    )
+    assert binary.binarisation == "dynamic" and binary.levels == 2 and binary.split_seed == datasets.SPLIT_SEED
     assert torch.equal(binary.train, data.train) and not torch.equal(binary.test, data.test)
     assert not torch.equal(datasets.load("digits", split_seed=1).train, data.train)
 

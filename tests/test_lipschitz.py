@@ -51,9 +51,7 @@ def test_spectral_norm_is_bounded_from_above_and_tightly(shape: tuple[int, int],
 
 def test_spectral_norm_is_loosest_where_singular_values_are_equal() -> None:
     orthogonal = torch.linalg.qr(torch.randn(64, 64))[0]
-    assert operator_norm(5.0 * orthogonal, "spectral").item() == pytest.approx(
-        5.0 * 64 ** (1 / 256), rel=1e-12
-    )
+    assert operator_norm(5.0 * orthogonal, "spectral").item() == pytest.approx(5.0 * 64 ** (1 / 256), rel=1e-12)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -62,9 +60,7 @@ def test_norms_bound_the_linear_map(norm: str, seed: int, rows: int, columns: in
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, columns, generator=generator)
     x = torch.randn(50, columns, generator=generator)
-    gain = torch.linalg.vector_norm(x @ weight.T, DUAL[norm], dim=-1) / torch.linalg.vector_norm(
-        x, DUAL[norm], dim=-1
-    )
+    gain = torch.linalg.vector_norm(x @ weight.T, DUAL[norm], dim=-1) / torch.linalg.vector_norm(x, DUAL[norm], dim=-1)
     bound = operator_norm(weight, norm)
     assert float(gain.max()) <= float(bound) * (1 + 1e-12)
     assert float(bound) <= 1.01 * float(torch.linalg.matrix_norm(weight, ord=DUAL[norm]))
@@ -111,9 +107,7 @@ def test_lip_swish_slope(sharpness: float) -> None:
 @pytest.mark.parametrize("context_dim", [None, 3])
 @pytest.mark.parametrize("hidden_dims", [[8], [8, 5], [4, 8, 6]])
 @pytest.mark.parametrize("scale", [0.5, 2.0])
-def test_linearisation_is_the_autograd_jacobian(
-    scale: float, hidden_dims: list[int], context_dim: int | None
-) -> None:
+def test_linearisation_is_the_autograd_jacobian(scale: float, hidden_dims: list[int], context_dim: int | None) -> None:
     net = LipschitzMLP(4, hidden_dims, context_dim)
     randomize(net, scale)
     x = torch.randn(10, 4)

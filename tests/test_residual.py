@@ -134,9 +134,7 @@ def test_many_points_are_taken_in_parts() -> None:
     flow = pressed(4)
     x = torch.randn(7, 5000, 4)  # more than fit in one part
     log_det = flow.forward_and_log_det(x)[1]
-    torch.testing.assert_close(
-        log_det[3, ::500], flow.forward_and_log_det(x[3, ::500])[1], rtol=0, atol=1e-14
-    )
+    torch.testing.assert_close(log_det[3, ::500], flow.forward_and_log_det(x[3, ::500])[1], rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -204,9 +202,7 @@ def test_a_short_series_is_biased_in_training_only() -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_evaluation_above_the_exact_dimension_is_converged(
-    monkeypatch: pytest.MonkeyPatch, norm: str
-) -> None:
+def test_evaluation_above_the_exact_dimension_is_converged(monkeypatch: pytest.MonkeyPatch, norm: str) -> None:
     flow = pressed(6, 2, norm=norm, eval_probes=2000, tolerance=1e-4)
     x, context = points(flow, 3)
     exact = flow.forward_and_log_det(x, context)[1].detach()

@@ -103,9 +103,7 @@ def test_log_prob_is_that_of_the_distribution(likelihood: Likelihood) -> None:
     assert torch.allclose(likelihood.log_prob(params, x), expected)
 
 
-@pytest.mark.parametrize(
-    "likelihood", [Bernoulli(), Categorical(5), Gaussian()], ids=lambda v: type(v).__name__
-)
+@pytest.mark.parametrize("likelihood", [Bernoulli(), Categorical(5), Gaussian()], ids=lambda v: type(v).__name__)
 def test_mean_is_that_of_the_samples(likelihood: Likelihood) -> None:
     params = torch.randn(likelihood.num_params(3), dtype=torch.float64)
     draws = likelihood.sample(params.expand(20_000, -1))
@@ -147,9 +145,7 @@ def test_log_q_is_the_density_of_the_draws(name: str) -> None:
     q = posterior(name).eval()
     encoding = q.encode(torch.randn(1, 6, dtype=torch.float64))
     eps = torch.randn(1, 3, dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(
-        lambda e: q.transform(encoding, e)[0].squeeze(0), eps
-    ).squeeze()
+    jacobian = torch.autograd.functional.jacobian(lambda e: q.transform(encoding, e)[0].squeeze(0), eps).squeeze()
     expected = dist.Normal(0.0, 1.0).log_prob(eps).sum() - torch.linalg.slogdet(jacobian).logabsdet
     assert torch.allclose(q.transform(encoding, eps)[1], expected, atol=1e-9)
 
@@ -211,9 +207,7 @@ def test_in_a_guide_of_ones_own() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample(
-                "obs", dist.Normal(w.sum(-1, keepdim=True), 1.0).expand([len(x), 6]).to_event(1), obs=x[:, 0]
-            )
+            pyro.sample("obs", dist.Normal(w.sum(-1, keepdim=True), 1.0).expand([len(x), 6]).to_event(1), obs=x[:, 0])
 
     def guide(x: Tensor) -> None:
         pyro.module("q", q)
@@ -231,9 +225,7 @@ def test_in_a_guide_of_ones_own() -> None:
 
 
 @pytest.mark.parametrize("name", FLOWS)
-@pytest.mark.parametrize(
-    "likelihood", [Bernoulli(), Categorical(3), Gaussian()], ids=lambda v: type(v).__name__
-)
+@pytest.mark.parametrize("likelihood", [Bernoulli(), Categorical(3), Gaussian()], ids=lambda v: type(v).__name__)
 def test_pyro_gives_the_same_elbo_and_gradient(name: str, likelihood: Likelihood) -> None:
     vae = VAE(posterior(name).eval(), nn.Linear(3, likelihood.num_params(6)).double(), likelihood)
     x = binary(4, 6)
@@ -327,9 +319,7 @@ def test_protocols_build_their_networks(name: str) -> None:
 
 def test_the_seed_decides_the_initial_parameters() -> None:
     state = torch.get_rng_state()
-    first, again, other = (
-        build_vae(protocol("demo"), row("iaf"), (8, 8), seed=s).state_dict() for s in (0, 0, 1)
-    )
+    first, again, other = (build_vae(protocol("demo"), row("iaf"), (8, 8), seed=s).state_dict() for s in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not torch.equal(first["posterior.heads.weight"], other["posterior.heads.weight"])

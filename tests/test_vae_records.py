@@ -162,9 +162,7 @@ def test_fewer_test_images_are_told(tmp_path: Path) -> None:
         ("results", 3, r"field 'results': expected dict or null"),
     ],
 )
-def test_bad_fields_are_named(
-    tmp_path: Path, record: dict[str, Any], field: str, value: Any, message: str
-) -> None:
+def test_bad_fields_are_named(tmp_path: Path, record: dict[str, Any], field: str, value: Any, message: str) -> None:
     path = write(tmp_path, record, **{field: value})
     with pytest.raises(ValueError, match=re.escape(path.name) + ".*" + message):
         load_record(path)

@@ -34,9 +34,7 @@ Change = Callable[[int, Tensor], Tensor | None]
 class Watched:
     """Digits in few rows, with something done to each minibatch."""
 
-    def __init__(
-        self, change: Callable[[int, Tensor], Tensor | None] = lambda k, x: None, rows: int = 200
-    ) -> None:
+    def __init__(self, change: Callable[[int, Tensor], Tensor | None] = lambda k, x: None, rows: int = 200) -> None:
         self.data = dataclasses.replace(DIGITS, train=DIGITS.train[:rows], validation=DIGITS.validation[:50])
         self.train, self.validation = self.data.train, self.data.validation
         self.change, self.count = change, 0
@@ -92,12 +90,8 @@ def interrupt_at(step: int) -> Callable[[int, Tensor], None]:
 
 
 @pytest.mark.parametrize("step", [1, 6, 8])
-@pytest.mark.parametrize(
-    ("name", "optimiser"), [("none", "adam"), ("iaf", "adamax"), ("residual", "adam")], ids=str
-)
-def test_interrupted_and_resumed_is_the_same_bit_by_bit(
-    name: str, optimiser: str, step: int, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("name", "optimiser"), [("none", "adam"), ("iaf", "adamax"), ("residual", "adam")], ids=str)
+def test_interrupted_and_resumed_is_the_same_bit_by_bit(name: str, optimiser: str, step: int, tmp_path: Path) -> None:
     chosen = settings(optimiser=optimiser)
     whole, pieces, path = fresh(name), fresh(name), tmp_path / "run.ckpt"
     expected = run(whole, settings=chosen)
@@ -179,9 +173,7 @@ def test_best_weights_are_left_and_saved(tmp_path: Path) -> None:
 
 
 def test_beta_and_rate_follow_the_protocol() -> None:
-    chosen = settings(
-        schedule="cosine", learning_rate=1e-2, final_learning_rate=1e-4, max_epochs=5, warmup_epochs=4
-    )
+    chosen = settings(schedule="cosine", learning_rate=1e-2, final_learning_rate=1e-4, max_epochs=5, warmup_epochs=4)
     curves = run(fresh(), settings=chosen).curves
     assert curves["beta"] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert curves["learning_rate"][0] == pytest.approx(1e-2)

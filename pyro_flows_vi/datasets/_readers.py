@@ -94,9 +94,7 @@ def read_idx(path: Path, ndim: int, published: Published | None = None) -> Bytes
 
     start = 4 + 4 * ndim
     if len(content) < start:
-        raise ValueError(
-            f"{path}: its header is cut off: expected {start} bytes, got {len(content)}; {_AGAIN}"
-        )
+        raise ValueError(f"{path}: its header is cut off: expected {start} bytes, got {len(content)}; {_AGAIN}")
     shape = tuple(int(size) for size in np.frombuffer(content[4:start], dtype=">u4"))
     if 0 in shape:
         raise ValueError(f"{path}: expected dimensions above zero, got {_by(shape)}; {_AGAIN}")

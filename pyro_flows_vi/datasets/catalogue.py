@@ -63,9 +63,7 @@ _DIGITS_HELD_OUT = 250
 
 def _mnist(data_dir: PathLike | None, split_seed: int, verify: bool) -> _Raw:
     options = [(name, f"{name}.gz") for name in _MNIST_FILES]
-    paths = find(
-        "mnist", options, ("", "mnist", "MNIST/raw"), data_dir, "; without either, the files are downloaded"
-    )
+    paths = find("mnist", options, ("", "mnist", "MNIST/raw"), data_dir, "; without either, the files are downloaded")
     if paths is None:
         train, test = (
             download(f"{name}.gz", _MNIST_MIRRORS, partial(read_idx, ndim=3, published=published))

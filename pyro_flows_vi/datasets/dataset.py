@@ -83,9 +83,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if self.values not in VALUES:
-            raise ValueError(
-                f"{self.name}: expected values to be one of {', '.join(VALUES)}, got {self.values!r}"
-            )
+            raise ValueError(f"{self.name}: expected values to be one of {', '.join(VALUES)}, got {self.values!r}")
         dim = math.prod(self.image_shape)
         for part, dtype in (("train", torch.uint8), ("validation", torch.float32), ("test", torch.float32)):
             rows = getattr(self, part)

@@ -45,9 +45,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         raise
 
 
-def save_checkpoint(
-    path: str | os.PathLike[str], state: Any, *, kind: str, settings: Mapping[str, Any]
-) -> None:
+def save_checkpoint(path: str | os.PathLike[str], state: Any, *, kind: str, settings: Mapping[str, Any]) -> None:
     """Write ``state`` with a header that tells whose it is and a digest of both.
 
     Args:
@@ -129,9 +127,7 @@ def load_checkpoint(
     try:
         state = torch.load(io.BytesIO(payload), map_location=map_location, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path}: expected tensors and plain containers, got something else: {error}"
-        ) from error
+        raise ValueError(f"{path}: expected tensors and plain containers, got something else: {error}") from error
     return header["settings"], state
 
 

@@ -72,9 +72,7 @@ class GatedConv2d(nn.Module):
         padding: zeros added on each side.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel: Size, stride: int = 1, padding: Size = 0
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: Size, stride: int = 1, padding: Size = 0) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, 2 * out_channels, kernel, stride, padding)
 
@@ -94,9 +92,7 @@ class GatedConvTranspose2d(nn.Module):
         padding: zeros taken away on each side.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel: Size, stride: int = 1, padding: Size = 0
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: Size, stride: int = 1, padding: Size = 0) -> None:
         super().__init__()
         self.conv = nn.ConvTranspose2d(in_channels, 2 * out_channels, kernel, stride, padding, stride - 1)
 
@@ -155,10 +151,7 @@ class GatedConvDecoder(nn.Module):
         channels, strides = (64, 64, 32, 32, 32, 32), (1, 2, 1, 2, 1)
         self.layers = nn.Sequential(
             GatedConvTranspose2d(latent_dim, channels[0], _quarter(image_shape)),
-            *(
-                GatedConvTranspose2d(a, b, 5, s, 2)
-                for (a, b), s in zip(pairwise(channels), strides, strict=True)
-            ),
+            *(GatedConvTranspose2d(a, b, 5, s, 2) for (a, b), s in zip(pairwise(channels), strides, strict=True)),
             nn.Conv2d(channels[-1], params_per_pixel, 1),
         )
 

@@ -79,7 +79,7 @@ class MADE(nn.Module):
         """All parameters in one pass."""
         if self.last is None:
             return cast(Tensor, self.constants)[:, None].expand(*x.shape[:-1], self.num_params, 1)
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(cast("list[nn.Linear]", self.layers)):
             x = linear(x, layer.weight * getattr(self, f"mask_{i}"), layer.bias)
             x = self.activation(x + self.context(context) if i == 0 and self.context is not None else x)
         x = linear(x, self.last.weight * getattr(self, f"mask_{len(self.layers)}"), self.last.bias)

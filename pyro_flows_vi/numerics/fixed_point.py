@@ -81,9 +81,7 @@ class _ImplicitGradient(torch.autograd.Function):
         return ctx.solve(gradient), None
 
 
-def implicit_gradient(
-    value: Tensor, adjoint: Callable[[Tensor], Tensor], max_iterations: int = 2000
-) -> Tensor:
+def implicit_gradient(value: Tensor, adjoint: Callable[[Tensor], Tensor], max_iterations: int = 2000) -> Tensor:
     r"""Give a differentiable last step :math:`f(x^*; θ)` the gradient of the fixed point :math:`x^*(θ)`.
 
     Args:
@@ -100,9 +98,7 @@ def implicit_gradient(
         # Linear in every point: each is solved at a scale where the stopping rule, 1 + max|v|, is relative.
         scale = gradient.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
         gradient = gradient / scale
-        return scale * solve_fixed_point(
-            lambda v: gradient + adjoint(v), gradient, max_iterations, "implicit gradient"
-        )
+        return scale * solve_fixed_point(lambda v: gradient + adjoint(v), gradient, max_iterations, "implicit gradient")
 
     result: Tensor = _ImplicitGradient.apply(value, solve)
     return result

@@ -94,9 +94,7 @@ def solve_monotone(
     return x - (residual - residual.detach()) * inverse_slope
 
 
-def _search(
-    function: Callable[[Tensor], tuple[Tensor, Tensor]], target: Tensor, x: Tensor
-) -> tuple[Tensor, Tensor]:
+def _search(function: Callable[[Tensor], tuple[Tensor, Tensor]], target: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """The root, and the log slope there."""
     if not bool(target.isfinite().all()):
         bad = int((~target.isfinite()).sum())

@@ -24,8 +24,8 @@ class AffineAutoregressive(Flow):
 
     with :math:`\log \sigma = \tau(s)`, or in the gated form :math:`\sigma = \operatorname{sigmoid}(\tau(s))` and
     :math:`y_i = \sigma_i x_i + (1 - \sigma_i) \mu_i`. The scale has no bounds:
-    :math:`\tau(s) = 4 \operatorname{asinh}(s / 4)` is s for moderate s and grows logarithmically beyond, where an exponential would overflow.
-    ``flow.inv`` is the step of the masked autoregressive flow (MAF).
+    :math:`\tau(s) = 4 \operatorname{asinh}(s / 4)` is s for moderate s and grows logarithmically beyond, where an
+    exponential would overflow. ``flow.inv`` is the step of the masked autoregressive flow (MAF).
 
     Forward is one pass of the network. The inverse is sequential in the coordinates, but computes each hidden
     unit once: the arithmetic of one pass in D small steps.

@@ -197,8 +197,6 @@ def residual(input_dim: int, hidden_dims: Sequence[int] | None = None) -> Residu
     return Residual(input_dim, None, hidden_dims)
 
 
-def conditional_residual(
-    input_dim: int, context_dim: int, hidden_dims: Sequence[int] | None = None
-) -> Residual:
+def conditional_residual(input_dim: int, context_dim: int, hidden_dims: Sequence[int] | None = None) -> Residual:
     """A residual flow with a context, with a signature in Pyro's manner."""
     return Residual(input_dim, context_dim, hidden_dims)

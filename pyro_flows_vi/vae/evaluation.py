@@ -166,9 +166,7 @@ def _weigh(vae: VAE, x: Tensor, num_samples: int, rows: int, seed: int, first: i
         images = slice(start, start + count)
         some = Encoding(*(part[images] for part in encoding))
         number = some.loc.shape[0]
-        generators = [
-            torch.Generator().manual_seed((_mixed(seed) + first + start + i) % 2**32) for i in range(number)
-        ]
+        generators = [torch.Generator().manual_seed((_mixed(seed) + first + start + i) % 2**32) for i in range(number)]
         top = torch.full((number,), -math.inf, dtype=torch.float64, device=x.device)
         total, squares, logs = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top)
         for done in range(0, num_samples, per_chunk):
@@ -181,9 +179,7 @@ def _weigh(vae: VAE, x: Tensor, num_samples: int, rows: int, seed: int, first: i
             squares = squares * rescale.square() + weight.square().sum(0)
             logs += log_weight.sum(0)
             top = higher
-        results.append(
-            torch.stack([top + (total / num_samples).log(), logs / num_samples, total.square() / squares])
-        )
+        results.append(torch.stack([top + (total / num_samples).log(), logs / num_samples, total.square() / squares]))
         bar.update(number)
     result = torch.cat(results, dim=1).cpu()
     if not bool(result.isfinite().all()):
@@ -198,9 +194,7 @@ def _weigh(vae: VAE, x: Tensor, num_samples: int, rows: int, seed: int, first: i
 class _Partial:
     """The results of the images so far, ``(3, images)``, in memory and in a file where one is given."""
 
-    def __init__(
-        self, path: str | os.PathLike[str] | None, vae: VAE, x: Tensor, settings: dict[str, Any]
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, vae: VAE, x: Tensor, settings: dict[str, Any]) -> None:
         self.results = torch.empty(3, 0, dtype=torch.float64)
         self.path = None if path is None else Path(path)
         if self.path is None:

@@ -65,9 +65,7 @@ class VAE(nn.Module):
         self.decoder = decoder
         self.likelihood = Bernoulli() if likelihood is None else likelihood
         self._prior = prior
-        self.prior_modules = nn.ModuleList(
-            t for t in getattr(prior, "transforms", ()) if isinstance(t, nn.Module)
-        )
+        self.prior_modules = nn.ModuleList(t for t in getattr(prior, "transforms", ()) if isinstance(t, nn.Module))
 
     @property
     def prior(self) -> dist.TorchDistribution:
@@ -111,9 +109,7 @@ class VAE(nn.Module):
         Returns:
             the terms, with gradients; ``.elbo(beta)`` combines them.
         """
-        return self.terms(
-            x, *self.posterior.rsample_and_log_prob(x, () if num_samples is None else (num_samples,))
-        )
+        return self.terms(x, *self.posterior.rsample_and_log_prob(x, () if num_samples is None else (num_samples,)))
 
     def terms(self, x: Tensor, z: Tensor, log_q: Tensor) -> ELBOTerms:
         """The terms at given draws ``z`` with their ``log_q``."""

@@ -31,9 +31,7 @@ def plot_curves(folder: str | os.PathLike[str], path: str | os.PathLike[str]) ->
     for record in records:
         curves = record["training"]["curves"]
         values = [-value for value in curves["validation_elbo"]]
-        axes.plot(
-            range(1, len(values) + 1), values, label=f"{record['row']} (seed {record['seed']})", linewidth=1.2
-        )
+        axes.plot(range(1, len(values) + 1), values, label=f"{record['row']} (seed {record['seed']})", linewidth=1.2)
     finals = [-r["training"]["best_validation_elbo"] for r in records]
     starts = [-r["training"]["curves"]["validation_elbo"][0] for r in records]
     # the first epochs fall from far above; what distinguishes the rows is at the bottom

@@ -70,13 +70,10 @@ class FlowPosterior(nn.Module):
     ) -> None:
         super().__init__()
         if flow is not None and flow.input_dim != latent_dim:
-            raise ValueError(
-                f"expected a flow with input_dim={latent_dim} (latent_dim), got {flow.input_dim}"
-            )
+            raise ValueError(f"expected a flow with input_dim={latent_dim} (latent_dim), got {flow.input_dim}")
         if flow is not None and flow.context_dim not in (None, feature_dim):
             raise ValueError(
-                f"expected a flow with context_dim={feature_dim} (feature_dim) or None, "
-                f"got {flow.context_dim}"
+                f"expected a flow with context_dim={feature_dim} (feature_dim) or None, got {flow.context_dim}"
             )
         if variance_head not in ("log", "softplus"):
             raise ValueError(f"expected variance_head 'log' or 'softplus', got {variance_head!r}")

@@ -82,9 +82,7 @@ class Protocol:
         if self.clip_norm is not None:
             number("clip_norm", self.clip_norm, float, 0.0)
         if not self.hidden_dims or any(not isinstance(w, int) or w < 1 for w in self.hidden_dims):
-            raise ValueError(
-                f"expected hidden_dims to be one or more positive integers, got {self.hidden_dims}"
-            )
+            raise ValueError(f"expected hidden_dims to be one or more positive integers, got {self.hidden_dims}")
         if self.network == "gated-conv" and len(self.hidden_dims) != 1:
             raise ValueError(f"expected one number in hidden_dims for 'gated-conv', got {self.hidden_dims}")
 

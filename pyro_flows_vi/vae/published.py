@@ -61,9 +61,7 @@ PUBLISHED: tuple[Published, ...] = (
 )
 
 
-def published(
-    protocol: str, data: str, binarisation: str | None, *, recalled: bool = False
-) -> list[Published]:
+def published(protocol: str, data: str, binarisation: str | None, *, recalled: bool = False) -> list[Published]:
     """The published rows of one protocol, data set and binarisation.
 
     Args:

@@ -55,9 +55,7 @@ def row(name: str, num_transforms: int | None = None, **options: Any) -> Row:
     one_of("row", name, tuple(ROWS))
     preset = ROWS[name]
     if preset.flow is None and (options or num_transforms):
-        raise ValueError(
-            f"row {name!r} has no flow, so it takes no options; got {num_transforms=}, {options}"
-        )
+        raise ValueError(f"row {name!r} has no flow, so it takes no options; got {num_transforms=}, {options}")
     count = preset.num_transforms if num_transforms is None else num_transforms
     return dataclasses.replace(preset, num_transforms=count, options={**preset.options, **options})
 

@@ -78,8 +78,7 @@ def train_row(
         for old in (path, checkpoint):
             if old.exists():
                 raise ValueError(
-                    f"{old} holds an older run: resume it (resume), replace it (overwrite) "
-                    "or choose another folder"
+                    f"{old} holds an older run: resume it (resume), replace it (overwrite) or choose another folder"
                 )
     where = default_device(device)
     vae = build_vae(settings, chosen, data.image_shape, seed=seed)
@@ -139,9 +138,7 @@ def load_row(path: PathLike, data: Dataset, checkpoint: PathLike | None = None) 
     record = load_record(path)
     changed = differences(record["data"], data.describe())
     if changed:
-        raise ValueError(
-            f"{path}: the record is of other data: {'; '.join(changed)}; load the same data set and seeds"
-        )
+        raise ValueError(f"{path}: the record is of other data: {'; '.join(changed)}; load the same data set and seeds")
     settings = Protocol(**record["settings"])
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in record["flow"]["options"].items()}
     chosen = Row(record["row"], record["flow"]["flow"], record["flow"]["num_transforms"], options)

@@ -165,9 +165,7 @@ def _notes(records: list[dict[str, Any]], with_published: bool) -> list[str]:
     ]
     changes = sorted({", ".join(f"{k} = {v}" for k, v in r["overrides"].items()) for r in records} - {""})
     budget = " / ".join(changes)
-    notes.append(
-        f"Settings that differ from the preset: {budget}." if budget else "Settings: those of the preset."
-    )
+    notes.append(f"Settings that differ from the preset: {budget}." if budget else "Settings: those of the preset.")
     reasons = sorted({f"{r['training']['stop_reason']}" for r in records})
     machines = sorted({_machine(r["machine"]) for r in records})
     notes.append(f"Training ended by: {', '.join(reasons)}; trained on {', '.join(machines)}.")
@@ -204,10 +202,7 @@ def _text(rows: list[tuple[str, ...]]) -> list[str]:
     last = len(HEADER) - 1
 
     def line(row: tuple[str, ...]) -> str:
-        cells = (
-            c.ljust(w) if i in (0, last) else c.rjust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        )
+        cells = (c.ljust(w) if i in (0, last) else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         return "  ".join(cells).rstrip()
 
     return [line(HEADER), "  ".join("-" * w for w in widths), *(line(row) for row in rows)]

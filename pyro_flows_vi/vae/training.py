@@ -90,9 +90,7 @@ def _matmul_precision(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def load_weights(
-    vae: VAE, path: str | os.PathLike[str], identity: Mapping[str, Any] | None = None
-) -> History:
+def load_weights(vae: VAE, path: str | os.PathLike[str], identity: Mapping[str, Any] | None = None) -> History:
     """Put the best weights of a checkpoint of :func:`train` into ``vae``; returns the history so far.
 
     Raises:
