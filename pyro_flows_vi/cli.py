@@ -35,7 +35,7 @@ def _told(command: F) -> F:
 
         try:
             return command(*args, **kwargs)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise _BadInput(str(error)) from error
         except TrainingInterrupted as stop:
             click.echo(f"\n{stop}", err=True)
@@ -102,8 +102,10 @@ def main() -> None:
     show_default=True,
     help="Folder for records, checkpoints, table and plot.",
 )
-@click.option("--epochs", type=int, help="Epochs for each row, instead of the preset's.")
-@click.option("--samples", type=int, default=500, show_default=True, help="Importance samples per image.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Epochs for each row, instead of the preset's.")
+@click.option(
+    "--samples", type=click.IntRange(min=1), default=500, show_default=True, help="Importance samples per image."
+)
 @_told
 def demo(out: Path, epochs: int | None, samples: int) -> None:
     """Train small VAEs with four posteriors on embedded digits; ends with a table and a plot.
@@ -117,7 +119,7 @@ def demo(out: Path, epochs: int | None, samples: int) -> None:
     overrides = {} if epochs is None else {"max_epochs": epochs, "warmup_epochs": min(20, epochs // 2)}
     data = datasets.load("digits")
     for name in DEMO_ROWS:
-        _finish_row(data, "demo", name, out, samples, 0, overrides, {}, None, None)
+        _finish_row(data, "demo", name, out, samples, 0, overrides, None)
     table = render_table(out, style="text")
     click.echo("\n" + table)
     plot = plot_curves(out, out / "curves.png")
@@ -188,8 +190,10 @@ def train(
 @vae.command()
 @click.argument("records", nargs=-1, required=True, type=click.Path(path_type=Path))
 @_data_options
-@click.option("--samples", type=int, default=5000, show_default=True, help="Importance samples per image.")
-@click.option("--images", type=int, help="Only the first so many test images.")
+@click.option(
+    "--samples", type=click.IntRange(min=1), default=5000, show_default=True, help="Importance samples per image."
+)
+@click.option("--images", type=click.IntRange(min=2), help="Only the first so many test images.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the draws.")
 @click.option("--device", callback=_device, help="cpu or cuda; the GPU where there is one by default.")
 @_told
@@ -229,7 +233,13 @@ def evaluate(
 @click.option("--row", "rows", multiple=True, help="With --train-missing: only this row; may be repeated.")
 @click.option("--protocol", default="mlp", show_default=True, help="With --train-missing: the preset.")
 @click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="With --train-missing: as in train.")
-@click.option("--samples", type=int, default=5000, show_default=True, help="With --train-missing: as in evaluate.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=5000,
+    show_default=True,
+    help="With --train-missing: as in evaluate.",
+)
 @click.option("--seed", default=0, show_default=True, help="With --train-missing: seed of the runs.")
 @click.option("--device", callback=_device, help="cpu or cuda; the GPU where there is one by default.")
 @click.option("--style", type=click.Choice(["text", "markdown"]), default="text", show_default=True)
@@ -261,7 +271,7 @@ def table(
     if train_missing:
         loaded = datasets.load(data, data_dir)
         for name in rows or ROWS:
-            _finish_row(loaded, protocol, name, records, samples, seed, _settings(overrides), {}, None, device)
+            _finish_row(loaded, protocol, name, records, samples, seed, _settings(overrides), device)
     elif data_dir is not None:
         description = datasets.load(data, data_dir).describe()
         for record in load_records(records):
@@ -275,16 +285,7 @@ def table(
 
 
 def _finish_row(
-    data: Any,
-    protocol: str,
-    name: str,
-    folder: Path,
-    samples: int,
-    seed: int,
-    overrides: dict[str, Any],
-    options: dict[str, Any],
-    num_transforms: int | None,
-    device: str | None,
+    data: Any, protocol: str, name: str, folder: Path, samples: int, seed: int, overrides: dict[str, Any], device: Any
 ) -> None:
     """Train and evaluate a row, unless its record has a result already."""
     from pyro_flows_vi.vae import evaluate_row, load_record, record_path, train_row
@@ -293,16 +294,9 @@ def _finish_row(
     if path.exists() and load_record(path)["results"] is not None:
         click.echo(f"{name}: finished before, kept ({path})")
         return
-    train_row(
-        data,
-        protocol,
-        name,
-        folder,
-        seed=seed,
-        overrides=overrides,
-        num_transforms=num_transforms,
-        flow_options=options,
-        resume=True,
-        device=device,
-    )
+    train_row(data, protocol, name, folder, seed=seed, overrides=overrides, resume=True, device=device)
     evaluate_row(path, data, samples, device=device)
+
+
+if __name__ == "__main__":
+    main()

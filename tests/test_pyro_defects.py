@@ -193,6 +193,20 @@ def test_15_the_score_is_fresh_after_an_update(name: str) -> None:
     torch.testing.assert_close(flow.log_abs_det_jacobian(x, y), flow.forward_and_log_det(x)[1])
 
 
+@pytest.mark.parametrize("change", ["fused", "data"])
+def test_15_the_score_is_fresh_after_a_change_that_raises_no_version(change: str) -> None:
+    flow, x = flows.build("iaf", 2), torch.randn(10, 2)
+    y = flow(x)
+    if change == "fused":
+        optimiser = torch.optim.Adam(flow.parameters(), lr=1.0, fused=True)
+        flow.forward_and_log_det(x)[1].sum().backward()
+        optimiser.step()
+    else:
+        for parameter in flow.parameters():
+            parameter.data.neg_()
+    torch.testing.assert_close(flow.log_abs_det_jacobian(x, y), flow.forward_and_log_det(x)[1])
+
+
 @every_flow
 def test_16_copies_after_a_call(name: str) -> None:
     flow = FACTORIES[name](4)

@@ -42,7 +42,7 @@ def layers(record: dict[str, Any]) -> str:
         lines.append([family, *shown, f"{median:.2f}"])
     overall = statistics.median(row["ratio"] for row in rows)
     wrapped = statistics.median(row["ratio_as_torch_transform"] for row in rows)
-    text = f"""### One layer
+    text = f"""## One layer
 
 {table(["family", *(f"D = {dim}" for dim in dims), "median"], lines)}
 
@@ -65,7 +65,7 @@ def vae(record: dict[str, Any]) -> str:
         [f"{row['images']:,}", f"{row['samples']:,}", f"{row['peak_mib']:.0f}", f"{row['imported_mib']:.0f}"]
         for row in record["memory"]
     ]
-    return f"""### A VAE
+    return f"""## A VAE
 
 A training step of a 784-400-400-64 network on 100 images takes {ratios["ours / torch"]:.2f} times as long as the same
 network in a plain torch loop, and {ratios["ours / Pyro"]:.2f} times as long as Pyro's `SVI` on the same model
@@ -80,7 +80,7 @@ hence the two rows bound 5000 samples of 10,000 images, which `--full` runs.
 
 def residual(record: dict[str, Any]) -> str:
     rows = [[str(row["num_terms"]), f"{row['saved_bytes'] / 2**20:.2f}"] for row in record["rows"]]
-    return f"""### Memory of the residual flow
+    return f"""## Memory of the residual flow
 
 Saved for the backward pass of {record["batch"]} points at D = {record["dim"]}:
 

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "check_widths"]
+
+
+def check_widths(hidden_dims: Sequence[int]) -> Sequence[int]:
+    """``hidden_dims`` as it is, or ``ValueError`` where it is not a sequence of positive integers."""
+    if isinstance(hidden_dims, str) or not isinstance(hidden_dims, Sequence):
+        raise ValueError(f"expected hidden_dims to be a sequence of widths such as (64, 64), got {hidden_dims!r}")
+    for width in hidden_dims:
+        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+            raise ValueError(f"expected hidden_dims to be positive integers, got {tuple(hidden_dims)}")
+    return hidden_dims
 
 
 class MLP(nn.Module):
@@ -29,7 +39,7 @@ class MLP(nn.Module):
         self, in_dim: int, out_dim: int, hidden_dims: Sequence[int] = (), activation: type[nn.Module] = nn.ReLU
     ) -> None:
         super().__init__()
-        widths = [in_dim, *hidden_dims]
+        widths = [in_dim, *check_widths(hidden_dims)]
         self.hidden = nn.Sequential(
             *(layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), activation()))
         )

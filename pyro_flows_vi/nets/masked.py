@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from pyro_flows_vi.nets.dense import check_widths
+
 __all__ = ["MADE"]
 
 
@@ -50,8 +52,8 @@ class MADE(nn.Module):
         activation: Callable[[Tensor], Tensor] = torch.relu,
     ) -> None:
         super().__init__()
-        if len(hidden_dims) == 0 or min(hidden_dims) < 1:
-            raise ValueError(f"expected hidden_dims to be at least one positive width, got {tuple(hidden_dims)}")
+        if len(check_widths(hidden_dims)) == 0:
+            raise ValueError("expected hidden_dims to be at least one positive width, got none")
         self.input_dim, self.num_params, self.activation = input_dim, len(init), activation
         lowest = 1 if context_dim is None else 0
         degrees = [torch.arange(1, input_dim + 1)]

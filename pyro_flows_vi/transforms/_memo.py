@@ -18,11 +18,11 @@ class Memo:
 
     It holds the tensor that the caller received only weakly and goes with it, so that no graph and no
     batch outlives its user. It answers for the very tensors it was made for, as long as they, the
-    parameters (identity and version), the grad mode and the training mode are the same, and no backward pass has
+    parameters (identity, version and content), the grad mode and the training mode are the same, and no backward pass has
     run through it.
     """
 
-    __slots__ = ("__weakref__", "log_det", "stamp", "state", "x", "y")
+    __slots__ = ("__weakref__", "log_det", "prints", "stamp", "state", "x", "y")
 
     def __init__(self, flow: nn.Module, x: Tensor, y: Tensor, log_det: Tensor, handle: Tensor) -> None:
         # A callback that held the memo would make a cycle, and the memo would wait for the collector.
@@ -33,6 +33,7 @@ class Memo:
         self.log_det = log_det
         self.state = _state(flow)
         self.stamp = self._stamp(flow, x, y)
+        self.prints = _fingerprints(self.state)
         for tensor in (handle, log_det):
             if tensor.requires_grad:
                 tensor.register_hook(forget)
@@ -52,7 +53,8 @@ class Memo:
             return None, None
         state = _state(flow)
         same = len(state) == len(self.state) and all(a is b for a, b in zip(state, self.state, strict=True))
-        return (mine_x, self.log_det) if same and self._stamp(flow, mine_x, mine_y) == self.stamp else (None, None)
+        same = same and self._stamp(flow, mine_x, mine_y) == self.stamp
+        return (mine_x, self.log_det) if same and _fingerprints(state) == self.prints else (None, None)
 
 
 def _forget(flow_ref: weakref.ref[Any], memo_ref: weakref.ref[Memo], _: object) -> None:
@@ -65,3 +67,10 @@ def _state(flow: nn.Module) -> list[Tensor]:
     """Every tensor that the flow's values depend on."""
     bound = [module.context for module in flow.modules() if isinstance(getattr(module, "context", None), Tensor)]
     return [*flow.parameters(), *flow.buffers(), *bound]  # type: ignore[list-item]
+
+
+@torch.no_grad()
+def _fingerprints(state: list[Tensor]) -> list[float]:
+    """Sum and norm of every tensor: a fused optimiser, and a write to ``.data``, raise no version counter."""
+    values = [t.float() if not t.is_floating_point() else t for t in state]
+    return torch.stack([f.double() for t in values for f in (t.sum(), t.norm())]).tolist() if values else []

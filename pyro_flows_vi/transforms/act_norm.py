@@ -40,7 +40,7 @@ class ActNorm(Flow):
         if self.context_dim is not None:
             raise ValueError("expected a flow without a context: an amortised ActNorm has no values of its own to set")
         rows = x.reshape(-1, self.input_dim)
-        sd = rows.std(0, correction=0)
+        sd = rows.std(0, correction=min(1, len(rows) - 1))
         if len(rows) < 2 or not bool((sd > 0).all()):
             raise ValueError(f"expected at least 2 points that vary in every coordinate, got {len(rows)} with sd {sd}")
         raw = 1.0 / sd  # the inverse of softplus(a + log(e - 1)), in a form that does not overflow

@@ -267,6 +267,10 @@ class Conditioned(Flow):
         """As that of the flow."""
         return self.flow.sign
 
+    def _call(self, x: Tensor) -> Tensor:
+        require_finite(self.flow, "context", self.context)
+        return super()._call(x)
+
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Pair:
         """``flow`` at the bound context."""
         return self.flow.forward_and_log_det(x, self.context)

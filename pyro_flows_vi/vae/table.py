@@ -163,9 +163,16 @@ def _notes(records: list[dict[str, Any]], with_published: bool) -> list[str]:
         "with the stated number of samples; -ELBO: from the same draws; ESS: effective number of these "
         "samples, median over the images."
     ]
-    changes = sorted({", ".join(f"{k} = {v}" for k, v in r["overrides"].items()) for r in records} - {""})
-    budget = " / ".join(changes)
-    notes.append(f"Settings that differ from the preset: {budget}." if budget else "Settings: those of the preset.")
+    budgets: dict[str, list[str]] = {}
+    for r in records:
+        changes = ", ".join(f"{k} = {v}" for k, v in r["overrides"].items())
+        budgets.setdefault(changes or "none", []).append(r["row"])
+    if len(budgets) == 1:
+        (changes,) = budgets
+        notes.append(f"Settings of all rows that differ from the preset: {changes}.")
+    else:
+        each = "; ".join(f"{', '.join(rows)}: {changes}" for changes, rows in budgets.items())
+        notes.append(f"The rows were trained with different settings. What differs from the preset: {each}.")
     reasons = sorted({f"{r['training']['stop_reason']}" for r in records})
     machines = sorted({_machine(r["machine"]) for r in records})
     notes.append(f"Training ended by: {', '.join(reasons)}; trained on {', '.join(machines)}.")
