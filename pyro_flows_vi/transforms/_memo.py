@@ -17,9 +17,9 @@ class Memo:
     """What one call through torch's interface computed, for the ``log_prob`` that follows a sample.
 
     It holds the tensor that the caller received only weakly and goes with it, so that no graph and no
-    batch outlives its user. It answers for the very tensors it was made for, as long as they, the
-    parameters (identity, version and content), the grad mode and the training mode are the same, and no backward pass has
-    run through it.
+    batch outlives its user. It answers for the very tensors it was made for, as long as they, the parameters
+    (identity, version and content), the grad mode and the training mode are the same, and no backward pass has run
+    through it.
     """
 
     __slots__ = ("__weakref__", "log_det", "prints", "stamp", "state", "x", "y")
