@@ -184,7 +184,8 @@ def train(
         overwrite=overwrite,
         device=device,
     )
-    click.echo(f"record: {path}\nnext: pyro-flows-vi vae evaluate {path} --data {data}")
+    where = "" if data_dir is None else f" --data-dir {data_dir}"
+    click.echo(f"record: {path}\nnext: pyro-flows-vi vae evaluate {path} --data {data}{where}")
 
 
 @vae.command()
@@ -296,7 +297,3 @@ def _finish_row(
         return
     train_row(data, protocol, name, folder, seed=seed, overrides=overrides, resume=True, device=device)
     evaluate_row(path, data, samples, device=device)
-
-
-if __name__ == "__main__":
-    main()

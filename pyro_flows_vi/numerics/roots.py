@@ -2,7 +2,7 @@
 
 The searches run without a graph and all elements together. One differentiable Newton step from the detached
 root then carries the gradient of the implicit function theorem, dx = (dt - df) / f', to the target and to
-whatever the function closes over.
+whatever the function closes over. It is right to first order only: the slope is a constant of that step.
 """
 
 from __future__ import annotations
