@@ -328,3 +328,10 @@ def test_the_seed_decides_the_initial_parameters() -> None:
 def test_categorical_frey_faces() -> None:
     vae = build_vae(protocol("gated-conv", likelihood="categorical"), row("none"), (28, 20))
     assert vae.elbo(torch.rand(1, 560)).elbo().shape == (1,)
+
+
+@pytest.mark.parametrize("width", [1, 5])
+def test_a_decoder_of_another_width_is_refused(width: int) -> None:
+    vae = VAE(FlowPosterior(nn.Linear(6, 4), 4, 2), decoder=nn.Linear(2, width))
+    with pytest.raises(ValueError, match=f"expected 6 numbers from the decoder.*got {width}"):
+        vae.elbo(torch.zeros(3, 6))

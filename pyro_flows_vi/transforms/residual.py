@@ -100,8 +100,8 @@ class Residual(Flow):
         tolerance: float = 1e-3,
     ) -> None:
         super().__init__(input_dim, context_dim)
-        if not 0.0 < lipschitz < 1.0:
-            raise ValueError(f"lipschitz: expected a number in (0, 1), got {lipschitz}")
+        if not isinstance(lipschitz, float) or not 0.0 < lipschitz < 1.0:
+            raise ValueError(f"lipschitz: expected a number in (0, 1), got {lipschitz!r}")
         if log_det not in LOG_DETS:
             raise ValueError(f"log_det: expected one of {LOG_DETS}, got {log_det!r}")
         num_terms = {"series": 10}.get(log_det, 4) if num_terms is None else num_terms

@@ -113,7 +113,13 @@ class VAE(nn.Module):
 
     def terms(self, x: Tensor, z: Tensor, log_q: Tensor) -> ELBOTerms:
         """The terms at given draws ``z`` with their ``log_q``."""
-        return ELBOTerms(self.likelihood.log_prob(self.decoder(z), x), self.log_prior(z), log_q)
+        params, expected = self.decoder(z), self.likelihood.num_params(x.shape[-1])
+        if params.shape[-1] != expected:  # a width of 1 would broadcast without a word
+            raise ValueError(
+                f"expected {expected} numbers from the decoder for images of {x.shape[-1]} pixels, "
+                f"got {params.shape[-1]}"
+            )
+        return ELBOTerms(self.likelihood.log_prob(params, x), self.log_prior(z), log_q)
 
     def check(self, x: Tensor) -> None:
         """Raise ``ValueError`` for images that are empty, not finite or outside of the likelihood's range."""

@@ -72,6 +72,11 @@ def train_row(
     """
     settings = protocol(protocol_name, **(overrides or {}))
     chosen = row(row_name, num_transforms, **(flow_options or {}))
+    if settings.likelihood == "bernoulli" and data.values != "binary":
+        raise ValueError(
+            f"the Bernoulli likelihood is one of binary pixels, and those of {data.name!r} are {data.values!r}: "
+            "choose likelihood=categorical or gaussian"
+        )
     path = record_path(folder, protocol_name, row_name, data.name, seed)
     checkpoint = path.with_suffix(".ckpt")
     if not resume and not overwrite:
