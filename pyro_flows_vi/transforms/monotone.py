@@ -1,8 +1,8 @@
-"""Elementwise increasing maps of the whole line, as pure functions of a point and raw parameters.
+"""Elementwise increasing maps of the whole line, as pure functions of a point and parameters.
 
 Each takes ``x`` ``(*batch, D)`` and parameters ``(*batch, K, D)``, one row a component of a mixture, and returns
 ``(y, log dy/dx)``. All reductions run over dimension -2 on contiguous rows. Slopes a > 0 and weights w (positive,
-of sum one) are handled as logarithms, so that y covers all of R with linear tails and no logarithm ever sees a
+of sum one) come and stay as logarithms, so that y covers all of R with linear tails and no logarithm ever sees a
 zero: nothing saturates where a float does.
 """
 
@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pyro_flows_vi.numerics.log_space import log_matmul_exp
-from pyro_flows_vi.numerics.stable import SHIFT, softplus_one
 
 __all__ = ["MIXTURES", "dense_sigmoidal", "elu_mixture", "leaky_relu_mixture", "sigmoid_mixture", "tanh_mixture"]
 
@@ -25,14 +24,6 @@ Pair = tuple[Tensor, Tensor]
 #: slope of the leaky rectifier on the left, as in PyTorch and Pyro
 LEAK = 0.01
 LOG_LEAK = math.log(LEAK)
-#: below e^-60, softplus is the exponential and its logarithm the argument, to the last digit of float64
-FLOOR = -60.0
-
-
-def _slopes(raw: Tensor) -> Pair:
-    """The slopes a > 0 and log a, the second finite where a underflows; without a branch, for speed."""
-    a = softplus_one(raw)
-    return a, a.clamp(min=math.exp(FLOOR)).log() + (raw + SHIFT - FLOOR).clamp(max=0.0)
 
 
 def sigmoid_mixture(x: Tensor, slope: Tensor, shift: Tensor, weight: Tensor) -> Pair:
@@ -44,9 +35,9 @@ def sigmoid_mixture(x: Tensor, slope: Tensor, shift: Tensor, weight: Tensor) -> 
 
     Args:
         x: ``(*batch, D)``.
-        slope: raw slopes ``(*batch, K, D)``; a = softplus(slope + log(e - 1)), which is 1 at zero.
+        slope: log a, ``(*batch, K, D)``.
         shift: b, ``(*batch, K, D)``.
-        weight: logits of w, ``(*batch, K, D)``.
+        weight: log w up to a constant, ``(*batch, K, D)``.
 
     Source: "Neural autoregressive flows" (Huang et al., 2018), arXiv:1804.00779.
 
@@ -70,11 +61,10 @@ def tanh_mixture(x: Tensor, slope: Tensor, shift: Tensor, weight: Tensor) -> Pai
 
 
 def _sigmoid(x: Tensor, slope: Tensor, shift: Tensor, weight: Tensor, scale: float) -> Pair:
-    a, log_a = _slopes(slope)
-    u = torch.addcmul(shift, a, x.unsqueeze(-2))
+    u = torch.addcmul(shift, slope.exp(), x.unsqueeze(-2))
     left, right, offset = _two_sides(u if scale == 1.0 else scale * u, weight)
     above, below = left.exp().sum(-2).log(), right.exp().sum(-2).log()  # each sum holds a one
-    rate = torch.logsumexp(left + right - weight + log_a, -2)
+    rate = torch.logsumexp(left + right - weight + slope, -2)
     # A and B lack the weights' normalisation, which cancels in A - B but not in C - A - B.
     return (above - below + offset.squeeze(-2)) / scale, rate - above - below + torch.logsumexp(weight, -2)
 
@@ -102,7 +92,7 @@ def dense_sigmoidal(x: Tensor, layers: Sequence[Sequence[Tensor]], mixers: Seque
 
     Args:
         x: ``(*batch, D)``.
-        layers: for each layer the raw slope, shift and weight of its units, as for :func:`sigmoid_mixture`, and
+        layers: for each layer the slope, shift and weight of its units, as for :func:`sigmoid_mixture`, and
             after the first layer the logits of U, all ``(*batch, K, D)``.
         mixers: V for W and then U between each two layers, ``(K, K)`` each, two fewer than twice the layers;
             entries within ±20 or so (see :func:`~pyro_flows_vi.numerics.log_space.soft_bound`).
@@ -114,10 +104,9 @@ def dense_sigmoidal(x: Tensor, layers: Sequence[Sequence[Tensor]], mixers: Seque
     for i, (slope, shift, weight, *inner) in enumerate(layers):
         if inner:
             h, log_slope = _average(mixers[2 * i - 1], inner[0], h, log_slope)
-        a, log_a = _slopes(slope)
-        u = torch.addcmul(shift, a, h)
+        u = torch.addcmul(shift, slope.exp(), h)
         left, right, offset = _two_sides(u, weight)
-        rows = [left, right, left + right - weight + log_a + log_slope, weight]
+        rows = [left, right, left + right - weight + slope + log_slope, weight]
         if i < len(layers) - 1:
             above, below, rate, total = (log_matmul_exp(mixers[2 * i], row) for row in rows)
         else:
@@ -145,8 +134,7 @@ def elu_mixture(x: Tensor, slope: Tensor, shift: Tensor, weight: Tensor) -> Pair
         x, slope, shift, weight: as for :func:`sigmoid_mixture`.
     """
     log_weight = torch.log_softmax(weight, -2)
-    a, log_a = _slopes(slope)
-    u = torch.addcmul(shift, a, x.unsqueeze(-2))
+    u = torch.addcmul(shift, slope.exp(), x.unsqueeze(-2))
     negative, positive = u.clamp(max=0.0), u.clamp(min=0.0)
     left = log_weight + negative
     offset = left.detach().amax(-2, keepdim=True)  # far left, rate and g are as large as x; not so without it
@@ -154,7 +142,7 @@ def elu_mixture(x: Tensor, slope: Tensor, shift: Tensor, weight: Tensor) -> Pair
     g = torch.logsumexp(left + torch.log1p(positive), -2)  # negative or positive is zero
     s = (log_weight.exp() * (torch.exp(negative) - 1.0 + positive)).sum(-2)
     y = torch.where(g < -offset, g + offset, s)
-    return y, torch.logsumexp(left + log_a, -2) - torch.minimum(g, -offset)
+    return y, torch.logsumexp(left + slope, -2) - torch.minimum(g, -offset)
 
 
 def leaky_relu_mixture(x: Tensor, slope: Tensor, shift: Tensor, weight: Tensor) -> Pair:
@@ -165,12 +153,11 @@ def leaky_relu_mixture(x: Tensor, slope: Tensor, shift: Tensor, weight: Tensor) 
     Args:
         x, slope, shift, weight: as for :func:`sigmoid_mixture`.
     """
-    a, log_a = _slopes(slope)
-    u = torch.addcmul(shift, a, x.unsqueeze(-2))
+    u = torch.addcmul(shift, slope.exp(), x.unsqueeze(-2))
     log_weight = torch.log_softmax(weight, -2)
     s = (log_weight.exp() * torch.maximum(u, LEAK * u)).sum(-2)
     # Whether u < 0, as a number: a product is faster than a branch.
-    log_rate = torch.logsumexp(log_weight + log_a + LOG_LEAK * (u < 0.0).to(u), -2)
+    log_rate = torch.logsumexp(log_weight + slope + LOG_LEAK * (u < 0.0).to(u), -2)
     return torch.minimum(s, s / LEAK), log_rate - LOG_LEAK * (s < 0.0).to(s)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_flows_vi.nets.masked import MADE
-from pyro_flows_vi.numerics.log_space import soft_bound
+from pyro_flows_vi.numerics.log_space import compress, soft_bound
 from pyro_flows_vi.numerics.roots import solve_monotone
 from pyro_flows_vi.transforms.base import Flow
 from pyro_flows_vi.transforms.monotone import MIXTURES, dense_sigmoidal
@@ -21,12 +21,16 @@ class NeuralAutoregressive(Flow):
     r"""Neural autoregressive flow (NAF): each coordinate goes through a small monotone network of its own.
 
     .. math::
-        y_i = \mathrm{logit} \sum_{k=1}^{K} w_k\, \sigma(a_k x_i + b_k), \qquad
-        (a, b, w)_i = \mathrm{MADE}(x_{<i}, c)
+        y_i = \mathrm{logit} \sum_{k=1}^{K} w_k\, \sigma(a_k (x_i + m) + b_k), \qquad
+        (m, \tau^{-1}(\log a), \tau^{-1}(b), \tau^{-1}(\log w))_i = \mathrm{MADE}(x_{<i}, c)
 
     is the deep sigmoidal flow (DSF, ``depth=1``); the dense form (DDSF, ``depth > 1``) stacks such layers, each
     mixing all units of the one before. Everything is computed with logarithms, so that y covers all of R^D with
     linear tails at any parameters and in any dtype. See :mod:`~pyro_flows_vi.transforms.monotone` for the maps.
+
+    The outputs of the network pass through :math:`\tau` (:func:`~pyro_flows_vi.numerics.log_space.compress`), all but
+    the common shift m. The family is that of the paper, but a rare large output no longer makes a step function,
+    whose inverse no float could hold.
 
     Forward is one pass of the network. The inverse is sequential in the coordinates, with one scalar root search
     for each (all points together), and computes each hidden unit of the network once.
@@ -80,12 +84,14 @@ class NeuralAutoregressive(Flow):
         starts = torch.tensor(self._sizes).cumsum(0) - torch.tensor(self._sizes)
         init[starts + 1] = self.initial_spread * torch.linspace(-1.0, 1.0, width + 2)[1:-1]
         hidden_dims = (3 * input_dim + 1,) if hidden_dims is None else hidden_dims
-        self.net = MADE(input_dim, init.flatten(), hidden_dims, context_dim)
+        init = torch.cat([torch.zeros(1), init.flatten()])  # the common shift comes first
+        self.net = MADE(input_dim, init, hidden_dims, context_dim)
         # Units that start alike would stay alike.
         self.mixers = nn.ParameterList(0.1 * torch.randn(width, width) for _ in range(2 * depth - 2))
 
     def _map(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        rows = params.unflatten(-2, (-1, self.width)).unbind(-3)
+        x = x + params[..., 0, :]
+        rows = compress(params[..., 1:, :]).unflatten(-2, (-1, self.width)).unbind(-3)
         if self.depth == 1:
             return MIXTURES[self.activation](x, *rows)
         starts = [sum(self._sizes[:i]) for i in range(self.depth)]
