@@ -241,7 +241,7 @@ def test_a_wide_enough_made_uses_every_coordinate_before() -> None:
 
 @pytest.mark.parametrize("hidden_dims", [(), (0,), (4, -1)])
 def test_made_refuses_bad_widths(hidden_dims: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="at least one positive width|positive integers"):
+    with pytest.raises(ValueError, match=r"at least one positive width|positive integers"):
         MADE(3, torch.zeros(2), hidden_dims)
 
 
