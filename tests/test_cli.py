@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pyro_flows_vi import __version__
-from pyro_flows_vi.cli import DEMO_ROWS, main
+from pyro_flows_vi.cli import main
+from pyro_flows_vi.cli.demo import DEMO_ROWS
 from pyro_flows_vi.vae import load_record
 
 TINY = ("--protocol", "demo", "--set", "max_epochs=2", "--set", "warmup_epochs=1", "--device", "cpu")

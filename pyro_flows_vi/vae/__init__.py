@@ -1,6 +1,7 @@
 """Variational autoencoders with flow posteriors: model, training, evaluation, records and tables."""
 
 from pyro_flows_vi.vae.evaluation import NLLEstimate, nll
+from pyro_flows_vi.vae.finish import finish_row
 from pyro_flows_vi.vae.history import History
 from pyro_flows_vi.vae.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from pyro_flows_vi.vae.model import VAE, ELBOTerms
@@ -35,6 +36,7 @@ __all__ = [
     "TrainingInterrupted",
     "build_vae",
     "evaluate_row",
+    "finish_row",
     "load_record",
     "load_records",
     "load_row",

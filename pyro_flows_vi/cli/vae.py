@@ -1,132 +1,20 @@
-"""The command line: ``pyro-flows-vi demo`` and ``pyro-flows-vi vae train | evaluate | table``."""
+"""``pyro-flows-vi vae``: train rows of the table, evaluate them, and print the table."""
 
 from __future__ import annotations
 
-import functools
-import json
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
-from pyro_flows_vi import __version__
+from pyro_flows_vi.cli.common import data_options, device_option, echo_kept, settings, told
 
-__all__ = ["main"]
+__all__ = ["RECORDS", "vae"]
 
 #: where the committed records are, seen from the root of a checkout
 RECORDS = Path("docs") / "records" / "vae"
-DEMO_ROWS = ("none", "planar-10", "sylvester-triangular", "iaf")
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _BadInput(click.ClickException):
-    exit_code = 2
-
-
-def _told(command: F) -> F:
-    """Turn the library's errors into a message and exit code 2, and an interruption into 130."""
-
-    @functools.wraps(command)
-    def told(*args: Any, **kwargs: Any) -> Any:
-        from pyro_flows_vi.vae import TrainingInterrupted
-
-        try:
-            return command(*args, **kwargs)
-        except (ValueError, OSError) as error:
-            raise _BadInput(str(error)) from error
-        except TrainingInterrupted as stop:
-            click.echo(f"\n{stop}", err=True)
-            raise SystemExit(130) from stop
-
-    return told  # type: ignore[return-value]
-
-
-def _data_options(command: F) -> F:
-    data = click.option(
-        "--data",
-        default="mnist",
-        show_default=True,
-        help="Data set: mnist, static_mnist, freyfaces or digits (which needs no file).",
-    )
-    folder = click.option(
-        "--data-dir",
-        type=click.Path(path_type=Path),
-        help="Folder with the data files; else PYRO_FLOWS_VI_DATA, else a download.",
-    )
-    return data(folder(command))
-
-
-def _device(context: click.Context, option: click.Parameter, name: str | None) -> str | None:
-    """The name of a device that torch has on this machine."""
-    import torch
-
-    if name is not None:
-        try:
-            torch.empty(0, device=name)
-        except (AssertionError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise click.BadParameter(f"expected a device of this machine, got {name!r}: {reason}") from error
-    return name
-
-
-def _settings(assignments: tuple[str, ...]) -> dict[str, Any]:
-    """``name=value`` pairs, with values as JSON where they are JSON and as text otherwise."""
-    settings: dict[str, Any] = {}
-    for assignment in assignments:
-        name, sign, value = assignment.partition("=")
-        if not sign or not name:
-            raise ValueError(f"expected name=value, got {assignment!r}")
-        try:
-            settings[name] = json.loads(value)
-        except json.JSONDecodeError:
-            settings[name] = value
-        if isinstance(settings[name], list):
-            settings[name] = tuple(settings[name])
-    return settings
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="pyro-flows-vi")
-def main() -> None:
-    """Normalizing flows for variational inference in Pyro."""
-
-
-@main.command()
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("runs/demo"),
-    show_default=True,
-    help="Folder for records, checkpoints, table and plot.",
-)
-@click.option("--epochs", type=click.IntRange(min=1), help="Epochs for each row, instead of the preset's.")
-@click.option(
-    "--samples", type=click.IntRange(min=1), default=500, show_default=True, help="Importance samples per image."
-)
-@_told
-def demo(out: Path, epochs: int | None, samples: int) -> None:
-    """Train small VAEs with four posteriors on embedded digits; ends with a table and a plot.
-
-    A row that is finished is kept, and one that was interrupted is resumed.
-    """
-    from pyro_flows_vi import datasets
-    from pyro_flows_vi.vae import plot_curves, render_table
-
-    started = time.perf_counter()
-    overrides = {} if epochs is None else {"max_epochs": epochs, "warmup_epochs": min(20, epochs // 2)}
-    data = datasets.load("digits")
-    for name in DEMO_ROWS:
-        _finish_row(data, "demo", name, out, samples, 0, overrides, None)
-    table = render_table(out, style="text")
-    click.echo("\n" + table)
-    plot = plot_curves(out, out / "curves.png")
-    click.echo(f"records and checkpoints: {out}\nplot: {plot}\n{time.perf_counter() - started:.0f} s in all")
-
-
-@main.group()
+@click.group()
 def vae() -> None:
     """Variational autoencoders with flow posteriors: train, evaluate, and print the table."""
 
@@ -134,7 +22,7 @@ def vae() -> None:
 @vae.command()
 @click.argument("row")
 @click.option("--protocol", default="mlp", show_default=True, help="Preset: mlp, gated-conv or demo.")
-@_data_options
+@data_options
 @click.option("--seed", default=0, show_default=True)
 @click.option(
     "--out",
@@ -148,8 +36,8 @@ def vae() -> None:
 @click.option("--num-transforms", type=int, help="Number of flow steps, instead of the row's.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint, where there is one.")
 @click.option("--overwrite", is_flag=True, help="Replace an older run.")
-@click.option("--device", callback=_device, help="cpu or cuda; the GPU where there is one by default.")
-@_told
+@device_option
+@told
 def train(
     row: str,
     protocol: str,
@@ -177,9 +65,9 @@ def train(
         row,
         out,
         seed=seed,
-        overrides=_settings(overrides),
+        overrides=settings(overrides),
         num_transforms=num_transforms,
-        flow_options=_settings(options),
+        flow_options=settings(options),
         resume=resume,
         overwrite=overwrite,
         device=device,
@@ -190,14 +78,14 @@ def train(
 
 @vae.command()
 @click.argument("records", nargs=-1, required=True, type=click.Path(path_type=Path))
-@_data_options
+@data_options
 @click.option(
     "--samples", type=click.IntRange(min=1), default=5000, show_default=True, help="Importance samples per image."
 )
 @click.option("--images", type=click.IntRange(min=2), help="Only the first so many test images.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the draws.")
-@click.option("--device", callback=_device, help="cpu or cuda; the GPU where there is one by default.")
-@_told
+@device_option
+@told
 def evaluate(
     records: tuple[Path, ...],
     data: str,
@@ -229,7 +117,7 @@ def evaluate(
     show_default=True,
     help="Folder with the records of one protocol and data set.",
 )
-@_data_options
+@data_options
 @click.option("--train-missing", is_flag=True, help="First train and evaluate the rows without a result.")
 @click.option("--row", "rows", multiple=True, help="With --train-missing: only this row; may be repeated.")
 @click.option("--protocol", default="mlp", show_default=True, help="With --train-missing: the preset.")
@@ -242,10 +130,10 @@ def evaluate(
     help="With --train-missing: as in evaluate.",
 )
 @click.option("--seed", default=0, show_default=True, help="With --train-missing: seed of the runs.")
-@click.option("--device", callback=_device, help="cpu or cuda; the GPU where there is one by default.")
+@device_option
 @click.option("--style", type=click.Choice(["text", "markdown"]), default="text", show_default=True)
 @click.option("--write", type=click.Path(path_type=Path), help="Also write the table, as Markdown, to this file.")
-@_told
+@told
 def table(
     records: Path,
     data: str,
@@ -267,12 +155,15 @@ def table(
     """
     from pyro_flows_vi import datasets
     from pyro_flows_vi.infer.checkpoint import differences, write_atomically
-    from pyro_flows_vi.vae import ROWS, load_records, render_table
+    from pyro_flows_vi.vae import ROWS, finish_row, load_records, record_path, render_table
 
     if train_missing:
         loaded = datasets.load(data, data_dir)
         for name in rows or ROWS:
-            _finish_row(loaded, protocol, name, records, samples, seed, _settings(overrides), device)
+            if not finish_row(
+                loaded, protocol, name, records, samples, seed=seed, overrides=settings(overrides), device=device
+            ):
+                echo_kept(name, record_path(records, protocol, name, loaded.name, seed))
     elif data_dir is not None:
         description = datasets.load(data, data_dir).describe()
         for record in load_records(records):
@@ -283,17 +174,3 @@ def table(
     click.echo(render_table(records, style=style))
     if write is not None:
         write_atomically(write, render_table(records, style="markdown").encode())
-
-
-def _finish_row(
-    data: Any, protocol: str, name: str, folder: Path, samples: int, seed: int, overrides: dict[str, Any], device: Any
-) -> None:
-    """Train and evaluate a row, unless its record has a result already."""
-    from pyro_flows_vi.vae import evaluate_row, load_record, record_path, train_row
-
-    path = record_path(folder, protocol, name, data.name, seed)
-    if path.exists() and load_record(path)["results"] is not None:
-        click.echo(f"{name}: finished before, kept ({path})")
-        return
-    train_row(data, protocol, name, folder, seed=seed, overrides=overrides, resume=True, device=device)
-    evaluate_row(path, data, samples, device=device)

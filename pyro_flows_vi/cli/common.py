@@ -1,0 +1,95 @@
+"""What the commands share: errors as messages, the options of a data set, devices, ``name=value`` pairs."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+__all__ = ["BadInput", "data_options", "device_option", "echo_kept", "settings", "told"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class BadInput(click.ClickException):
+    """What the user has to change, as a message and exit code 2."""
+
+    exit_code = 2
+
+
+def told(command: F) -> F:
+    """Turn the library's errors into a message and exit code 2, and an interruption into 130."""
+
+    @functools.wraps(command)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        from pyro_flows_vi.vae import TrainingInterrupted
+
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            raise BadInput(str(error)) from error
+        except TrainingInterrupted as stop:
+            click.echo(f"\n{stop}", err=True)
+            raise SystemExit(130) from stop
+
+    return told  # type: ignore[return-value]
+
+
+def data_options(command: F) -> F:
+    """The options that name a data set and its folder."""
+    data = click.option(
+        "--data",
+        default="mnist",
+        show_default=True,
+        help="Data set: mnist, static_mnist, freyfaces or digits (which needs no file).",
+    )
+    folder = click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path),
+        help="Folder with the data files; else PYRO_FLOWS_VI_DATA, else a download.",
+    )
+    return data(folder(command))
+
+
+def _device(context: click.Context, option: click.Parameter, name: str | None) -> str | None:
+    """The name of a device that torch has on this machine."""
+    import torch
+
+    if name is not None:
+        try:
+            torch.empty(0, device=name)
+        except (AssertionError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise click.BadParameter(f"expected a device of this machine, got {name!r}: {reason}") from error
+    return name
+
+
+def device_option(command: F) -> F:
+    """The option that names a device."""
+    text = "cpu or cuda; the GPU where there is one by default."
+    return click.option("--device", callback=_device, help=text)(command)
+
+
+def settings(assignments: tuple[str, ...]) -> dict[str, Any]:
+    """``name=value`` pairs, with values as JSON where they are JSON and as text otherwise."""
+    found: dict[str, Any] = {}
+    for assignment in assignments:
+        name, sign, value = assignment.partition("=")
+        if not sign or not name:
+            raise ValueError(f"expected name=value, got {assignment!r}")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+        if isinstance(found[name], list):
+            found[name] = tuple(found[name])
+    return found
+
+
+def echo_kept(row: str, record: Path) -> None:
+    """Say that a row was finished before."""
+    click.echo(f"{row}: finished before, kept ({record})")
