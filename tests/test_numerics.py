@@ -154,14 +154,33 @@ def test_slope_from_is_the_logarithm_of_the_ridge() -> None:
     assert slope_from(torch.zeros(1), torch.zeros(1)).isfinite().all()  # held where the gain underflows
 
 
-def test_temper_is_odd_increasing_and_slow_far_out() -> None:
-    x = torch.linspace(-100, 100, 2001, dtype=F64, requires_grad=True)
-    y = temper(x)
-    torch.testing.assert_close(4 * torch.sinh(y / 4), x)
-    torch.testing.assert_close(temper(-x), -y)
-    (slope,) = torch.autograd.grad(y.sum(), x)
-    assert (slope > 0).all() and slope.max() == 1.0
-    assert temper(torch.tensor(1e6)).exp() < 1e24  # a power of x, where the exponential would overflow
+@pytest.mark.parametrize("k", [2.0, 4.0])
+def test_temper_is_asinh(k: float) -> None:
+    sizes = torch.cat([torch.zeros(1, dtype=F64), grid(-12, 38, count=501)])
+    x = torch.cat([-sizes, sizes])
+    torch.testing.assert_close(temper(x, k), k * torch.asinh(x / k), rtol=4e-16, atol=k * 4e-16)
+    single = x.float()
+    assert single.isfinite().all()
+    torch.testing.assert_close(temper(single, k).double(), temper(single.double(), k), rtol=2e-7, atol=k * 2e-7)
+    assert torch.equal(temper(-single, k), -temper(single, k))
+    assert temper(torch.tensor(1e6), k).exp() < 1e24  # a power of x, where the exponential would overflow
+
+
+@pytest.mark.parametrize("k", [2.0, 4.0])
+def test_temper_is_smooth_at_zero_too(k: float) -> None:
+    x = torch.tensor([-1e9, -3.0, -0.0, 0.0, 1e-9, 0.2, 1e9], dtype=F64, requires_grad=True)
+    (slope,) = torch.autograd.grad(temper(x, k).sum(), x, create_graph=True)
+    torch.testing.assert_close(slope, torch.rsqrt(1 + (x / k).square()))
+    assert torch.equal(slope[2:4], torch.ones(2, dtype=F64))
+    (bend,) = torch.autograd.grad(slope.sum(), x)
+    torch.testing.assert_close(bend, -(x / k**2) * (1 + (x / k).square()).pow(-1.5))
+
+
+def test_temper_is_one_graph_and_maps() -> None:
+    x = torch.randn(4, 3, dtype=F64)
+    y = temper(x, 2.0)
+    torch.testing.assert_close(torch.func.vmap(lambda v: temper(v, 2.0))(x), y)
+    torch.testing.assert_close(torch.compile(temper, fullgraph=True, backend="aot_eager")(x, 2.0), y)
 
 
 @pytest.mark.parametrize(

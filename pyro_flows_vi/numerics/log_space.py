@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["compress", "log_matmul_exp", "soft_bound"]
+__all__ = ["log_matmul_exp", "soft_bound"]
 
 #: half the widest ratio of positive weights, in nats: e^20 can neither overflow nor underflow a product in float32
 BOUND = 10.0
@@ -14,21 +14,6 @@ BOUND = 10.0
 def soft_bound(x: Tensor, bound: float = BOUND) -> Tensor:
     r"""A logarithm held in :math:`(-c, c)` by :math:`c \tanh(x / c)`, which is x to third order at zero."""
     return bound * torch.tanh(x / bound)
-
-
-def compress(x: Tensor) -> Tensor:
-    r"""The odd map :math:`2 \log(1 + x / 2)` for x >= 0: nearly x for small x, logarithmic beyond, onto R.
-
-    For logarithms that a network puts out: :math:`e^x` becomes :math:`(1 + x / 2)^2` or, for x < 0, its
-    mirror image :math:`(1 - x / 2)^{-2}`, so that large outputs make large ratios, but not astronomical ones.
-
-    Example:
-        >>> compress(torch.tensor([-100.0, 0.0, 100.0]))
-        tensor([-7.8637,  0.0000,  7.8637])
-    """
-    positive = torch.relu(x)
-    # The slope at zero is 1 here, since that of relu is 0 and x - relu(x) carries it.
-    return 2.0 * torch.log((1.0 + 0.5 * positive) / (1.0 - 0.5 * (x - positive)))
 
 
 def log_matmul_exp(a: Tensor, b: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_flows_vi.nets.masked import MADE
-from pyro_flows_vi.numerics.log_space import compress, soft_bound
+from pyro_flows_vi.numerics.log_space import soft_bound
 from pyro_flows_vi.numerics.roots import solve_monotone
+from pyro_flows_vi.numerics.stable import temper
 from pyro_flows_vi.transforms.base import Flow
 from pyro_flows_vi.transforms.monotone import MIXTURES, dense_sigmoidal
 
@@ -28,9 +29,9 @@ class NeuralAutoregressive(Flow):
     mixing all units of the one before. Everything is computed with logarithms, so that y covers all of R^D with
     linear tails at any parameters and in any dtype. See :mod:`~pyro_flows_vi.transforms.monotone` for the maps.
 
-    The outputs of the network pass through :math:`\tau` (:func:`~pyro_flows_vi.numerics.log_space.compress`), all but
-    the common shift m. The family is that of the paper, but a rare large output no longer makes a step function,
-    whose inverse no float could hold.
+    The outputs of the network pass through :math:`\tau(s) = 2 \operatorname{asinh}(s / 2)`, all but the common
+    shift m: slopes and weights then grow like the square of an output and not exponentially. The family is that of
+    the paper, but a rare large output no longer makes a step function, whose inverse no float could hold.
 
     Forward is one pass of the network. The inverse is sequential in the coordinates, with one scalar root search
     for each (all points together), and computes each hidden unit of the network once.
@@ -91,7 +92,7 @@ class NeuralAutoregressive(Flow):
 
     def _map(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         x = x + params[..., 0, :]
-        rows = compress(params[..., 1:, :]).unflatten(-2, (-1, self.width)).unbind(-3)
+        rows = temper(params[..., 1:, :], k=2.0).unflatten(-2, (-1, self.width)).unbind(-3)
         if self.depth == 1:
             return MIXTURES[self.activation](x, *rows)
         starts = [sum(self._sizes[:i]) for i in range(self.depth)]
