@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+import math
+import types
+import typing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pyro_flows_vi.transforms._door import positive
 from pyro_flows_vi.transforms.act_norm import ActNorm
@@ -114,7 +117,7 @@ def build(
         **settings: options of the family, such as ``hidden_dims``.
 
     Raises:
-        ValueError: for an unknown name or option, with the known ones.
+        ValueError: for an unknown name or option, with the known ones, and for a value that an option cannot have.
 
     Example:
         >>> flow = build("sylvester", 4, num_transforms=2, form="householder")
@@ -129,6 +132,7 @@ def build(
                 f"unknown option {option!r} of flow {name!r}{_nearest(option, known)}; "
                 f"expected one of {', '.join(known) or 'none'}"
             )
+    _check_values(name, recipe.layer, settings)
     positive("num_transforms", num_transforms)
     if recipe.stacked:
         return Compose([recipe.layer(input_dim, context_dim=context_dim, num_transforms=num_transforms, **settings)])
@@ -140,6 +144,44 @@ def build(
         if recipe.reversals and input_dim > 1 and num_transforms > 1 and (k + 1 < num_transforms or k % 2 == 1):
             flows.append(reverse(input_dim))
     return Compose(flows)
+
+
+def _check_values(name: str, layer: Callable[..., Flow], settings: dict[str, Any]) -> None:
+    """Raise for a value that is not of the type that the layer's signature states."""
+    made_by: Any = layer  # a class, whose signature is that of __init__, or a function
+    hints = typing.get_type_hints(made_by.__init__ if isinstance(layer, type) else made_by)
+    for option, value in settings.items():
+        if option in hints and not _fits(value, hints[option]):
+            raise ValueError(f"option {option!r} of flow {name!r}: expected {_in_words(hints[option])}, got {value!r}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether ``value`` is of type ``kind``; true for kinds that are not looked into."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if kind in (int, float):  # to which Python counts True and False
+        numbers = (int,) if kind is int else (int, float)
+        return isinstance(value, numbers) and not isinstance(value, bool) and math.isfinite(value)
+    if kind in (bool, str, type(None)):
+        return isinstance(value, kind)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin is Sequence:
+        return isinstance(value, Sequence) and not isinstance(value, str) and all(_fits(v, *inner) for v in value)
+    return True
+
+
+def _in_words(kind: Any) -> str:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_in_words(one) for one in inner)
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, inner))}"
+    if origin is Sequence:
+        return f"a sequence (list or tuple) of {_in_words(*inner)}"
+    words = {int: "int", float: "a finite number", bool: "True or False", str: "text", type(None): "None"}
+    return words.get(kind, str(kind))
 
 
 def _nearest(word: str, known: list[str]) -> str:

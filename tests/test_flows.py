@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 from typing import Any
 
 import pytest
@@ -65,6 +67,71 @@ def test_unknown_options_get_a_suggestion() -> None:
         flows.build("iaf", 2, hidden_dim=(3,))
     with pytest.raises(ValueError, match=r"unknown option 'width' of flow 'actnorm'; expected one of none"):
         flows.build("actnorm", 2, width=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "expected"),
+    [
+        ("naf", "width", "abc", "int"),
+        ("naf", "width", True, "int"),
+        ("bnaf", "hidden_factors", 8, r"a sequence \(list or tuple\) of int"),
+        ("bnaf", "hidden_factors", (2.5,), r"a sequence \(list or tuple\) of int"),
+        ("bnaf", "hidden_factors", "88", r"a sequence \(list or tuple\) of int"),
+        ("bnaf", "residual", 3, "text or None"),
+        ("residual", "num_terms", 2.5, "int or None"),
+        ("residual", "tolerance", math.nan, "a finite number"),
+        ("residual", "rate", "fast", "a finite number or None"),
+        ("iaf", "gated", "yes", "True or False"),
+        ("iaf", "gated", 1, "True or False"),
+        ("planar", "hidden_dims", None, r"a sequence \(list or tuple\) of int"),
+        ("sylvester", "form", ["householder"], "one of 'orthogonal', 'householder', 'triangular'"),
+    ],
+)
+def test_values_of_another_type_are_refused(name: str, option: str, value: Any, expected: str) -> None:
+    got = re.escape(repr(value))
+    with pytest.raises(ValueError, match=rf"option '{option}' of flow '{name}': expected {expected}, got {got}"):
+        flows.build(name, 3, **{option: value})
+
+
+ODD = [
+    "abc",
+    "",
+    2.5,
+    -1,
+    0,
+    True,
+    None,
+    math.nan,
+    math.inf,
+    (),
+    (0,),
+    (2.5,),
+    ("a",),
+    {"a": 1},
+    torch.ones(2),
+    ((3,),),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [(name, option) for name in flows.names() for option in flows.options(name)]
+)
+def test_no_option_ends_in_another_error(name: str, option: str) -> None:
+    """An odd value is refused as such at once, or it makes a flow that works."""
+    for value in ODD:
+        try:
+            flow = flows.build(name, 3, 2, num_transforms=1, **{option: value}).eval()
+        except ValueError:
+            continue
+        for part in flow.forward_and_log_det(torch.randn(4, 3), torch.randn(4, 2)):
+            assert part.isfinite().all(), value
+
+
+@pytest.mark.parametrize("name", flows.names())
+def test_defaults_are_of_the_types_that_are_asked_for(name: str) -> None:
+    parameters = inspect.signature(flows.describe(name).layer).parameters
+    for option in flows.options(name):
+        flows.build(name, 3, num_transforms=1, **{option: parameters[option].default})
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, True])
