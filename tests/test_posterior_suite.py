@@ -66,7 +66,7 @@ def test_records_are_good_enough(name: str, records: dict[str, dict[str, Any]]) 
     for label, row in table.items():
         assert row["rhat"] < 1.01, label
         assert row["mcse_mean"] < 0.03 * row["sd"], label
-        assert row["mcse_sd"] < 0.05 * row["sd"], label
+        assert row["mcse_sd"] < 0.03 * row["sd"], label
         assert row["q05"] < row["q50"] < row["q95"], label
     assert record["chains"] >= 4
     assert record["draws"] >= 5000

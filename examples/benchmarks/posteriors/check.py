@@ -11,6 +11,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -29,7 +30,7 @@ def feasible(site: dict[str, Any] | None = None) -> Any:
 def prototype(posterior: Posterior) -> dict[str, dict[str, Any]]:
     """The latent sites of one run of the Pyro model, by name."""
     trace = poutine.trace(InitMessenger(feasible)(posterior.model)).get_trace(*posterior.args)
-    return {name: trace.nodes[name] for name in trace.stochastic_nodes if not hasattr(trace.nodes[name]["fn"], "size")}
+    return {name: trace.nodes[name] for name in trace.stochastic_nodes if not site_is_subsample(trace.nodes[name])}
 
 
 def pyro_log_joint(posterior: Posterior, values: Mapping[str, Tensor]) -> float:
