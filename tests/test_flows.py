@@ -330,9 +330,23 @@ def test_what_is_no_permutation(values: list[Any]) -> None:
         Permute(torch.tensor(values))
 
 
+@pytest.mark.parametrize(
+    "values", [[1.0, 0.0], torch.tensor([1.0, 0.0]), [True, False], ["b", "a"], 3, None, [[0], [1, 0]]]
+)
+def test_what_is_no_permutation_of_integers(values: Any) -> None:
+    with pytest.raises(ValueError, match=r"expected a permutation of 0, \.\.\., D - 1"):
+        Permute(values)
+    if values is not None:
+        with pytest.raises(ValueError, match=r"expected a permutation of 0, \.\.\., D - 1"):
+            permute(2, values)
+
+
 def test_permute_with_pyros_signature() -> None:
     given = permute(3, torch.tensor([2, 0, 1]))
     assert given(torch.tensor([10.0, 20.0, 30.0])).tolist() == [30.0, 10.0, 20.0]
+    assert permute(2, [1, 0])(torch.tensor([10.0, 20.0])).tolist() == [20.0, 10.0]
+    assert permute(2, (1, 0)).state_dict()["permutation"].dtype == torch.int64
+    assert Permute(torch.tensor([1, 0], dtype=torch.int32))(torch.tensor([10.0, 20.0])).tolist() == [20.0, 10.0]
     with pytest.raises(ValueError, match="a permutation of 4 coordinates, got 3"):
         permute(4, torch.tensor([2, 0, 1]))
     with pytest.raises(ValueError, match="expected dim=-1"):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from pyro_flows_vi.transforms._door import positive
 from pyro_flows_vi.transforms.base import Flow
 
 __all__ = ["Permute", "permute", "reverse"]
@@ -16,7 +19,7 @@ class Permute(Flow):
     It is kept in the ``state_dict``, so that a reloaded flow is the same map. O(D) both ways.
 
     Args:
-        permutation: the indices 0, ..., D - 1 in the order of y.
+        permutation: the indices 0, ..., D - 1 in the order of y, as a tensor of integers or a list.
 
     Raises:
         ValueError: if they are not a permutation.
@@ -28,13 +31,14 @@ class Permute(Flow):
 
     permutation: Tensor
 
-    def __init__(self, permutation: Tensor) -> None:
-        if permutation.dim() != 1 or not torch.equal(
-            permutation.sort().values, torch.arange(permutation.numel(), device=permutation.device)
+    def __init__(self, permutation: Tensor | Sequence[int]) -> None:
+        indices = _indices(permutation)
+        if indices.dim() != 1 or not torch.equal(
+            indices.sort().values, torch.arange(indices.numel(), device=indices.device)
         ):
-            raise ValueError(f"expected a permutation of 0, ..., D - 1, got {permutation.tolist()}")
-        super().__init__(permutation.numel())
-        self.register_buffer("permutation", permutation.clone())
+            raise ValueError(f"expected a permutation of 0, ..., D - 1, got {indices.tolist()}")
+        super().__init__(indices.numel())
+        self.register_buffer("permutation", indices.clone())
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """O(D)."""
@@ -45,12 +49,23 @@ class Permute(Flow):
         return y[..., self.permutation.argsort()], y.new_zeros(y.shape[:-1])
 
 
-def permute(input_dim: int, permutation: Tensor | None = None, dim: int = -1) -> Permute:
+def _indices(permutation: Tensor | Sequence[int]) -> Tensor:
+    """A tensor of integers as int64; ``ValueError`` for anything else."""
+    try:
+        indices = torch.as_tensor(permutation)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"expected a permutation of 0, ..., D - 1, got {permutation!r}") from error
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise ValueError(f"expected a permutation of 0, ..., D - 1 as integers, got {indices.dtype}")
+    return indices.long()
+
+
+def permute(input_dim: int, permutation: Tensor | Sequence[int] | None = None, dim: int = -1) -> Permute:
     """A given or random permutation, with Pyro's signature; only the last dimension can be permuted."""
     if dim != -1:
         raise ValueError(f"expected dim=-1, since flows act on vectors; got dim={dim}")
-    permutation = torch.randperm(input_dim) if permutation is None else permutation
-    if len(permutation) != input_dim:
+    permutation = torch.randperm(positive("input_dim", input_dim)) if permutation is None else _indices(permutation)
+    if permutation.dim() == 1 and len(permutation) != input_dim:
         raise ValueError(f"expected a permutation of {input_dim} coordinates, got {len(permutation)}")
     return Permute(permutation)
 
