@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -124,6 +125,24 @@ def test_pixels_out_of_range(likelihood: Likelihood, bad: float) -> None:
         likelihood.check(x)
 
 
+@pytest.mark.parametrize("levels", [2.5, 1, True, "256"])
+def test_levels_are_an_integer_of_at_least_two(levels: Any) -> None:
+    with pytest.raises(ValueError, match="expected levels to be an integer of at least 2, got"):
+        Categorical(levels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pixels_between_two_levels(dtype: torch.dtype) -> None:
+    grid = torch.arange(256, dtype=dtype) / 255
+    Categorical().check(grid)
+    Categorical(17).check(torch.arange(17, dtype=dtype) / 16)
+    grid[[3, 5]] += 0.5 / 255
+    with pytest.raises(ValueError, match=r"expects pixels k / 255 with k = 0, \.\.\., 255, got 2 values between these"):
+        Categorical().check(grid)
+    with pytest.raises(ValueError, match="got 15 values between"):  # all but black and white
+        Categorical().check(torch.arange(17, dtype=dtype) / 16)
+
+
 @pytest.mark.parametrize("bad", [math.nan, -math.inf])
 def test_gaussian_pixels_must_be_finite(bad: float) -> None:
     with pytest.raises(ValueError, match="finite pixels"):
@@ -194,6 +213,8 @@ def test_posterior_doors() -> None:
         FlowPosterior(encoder, 5, 3, flows.build("planar", 2, context_dim=5))
     with pytest.raises(ValueError, match=r"context_dim=5 .*got 4"):
         FlowPosterior(encoder, 5, 3, flows.build("planar", 3, context_dim=4))
+    with pytest.raises(ValueError, match=r"features of shape \(\*batch, 4\) \(feature_dim\) .* got \(2, 5\)"):
+        FlowPosterior(encoder, 4, 3).encode(torch.zeros(2, 6))
     with pytest.raises(ValueError, match="'log' or 'softplus', got 'exp'"):
         FlowPosterior(encoder, 5, 3, variance_head="exp")
 

@@ -150,7 +150,7 @@ def test_an_interrupted_estimate_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     encoded: list[int] = []
 
     def encode(images: Tensor) -> Encoding:
-        if len(encoded) == 4:  # the probe, and three groups of images
+        if len(encoded) == 5:  # the check, the probe, and three groups of images
             raise MemoryError
         encoded.append(len(images))
         return FlowPosterior.encode(vae.posterior, images)
@@ -158,13 +158,13 @@ def test_an_interrupted_estimate_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(vae.posterior, "encode", encode)
     with pytest.raises(MemoryError):
         nll(vae, x, 60, partial=partial)
-    assert encoded == [1, 2, 2, 2] and partial.exists()
+    assert encoded == [1, 1, 2, 2, 2] and partial.exists()
     encoded.clear()
     with pytest.raises(ValueError, match=r"run\.nll.*num_samples: expected 61, got 60"):
         nll(vae, x, 61, partial=partial)
     encoded.clear()
     again = nll(vae, x, 60, partial=partial)
-    assert encoded == [1, 1] and not partial.exists()
+    assert encoded == [1, 1, 1] and not partial.exists()
     assert torch.equal(again.log_evidence, whole.log_evidence) and again.summary() == whole.summary()
 
 
@@ -205,6 +205,8 @@ def test_bad_input() -> None:
         nll(vae, x[:0])
     with pytest.raises(ValueError, match="finite pixels"):
         nll(vae, x / 0)
+    with pytest.raises(ValueError, match=r"the encoder can take, got torch\.float32"):
+        nll(vae, x.float())
     with torch.no_grad():
         vae.posterior.heads.bias[0] = math.inf
     with pytest.raises(ValueError, match=r"posterior\.heads\.bias"):
@@ -223,3 +225,13 @@ def test_summary_is_json() -> None:
     summary = nll(linear_gaussian(), torch.randn(3, PIXELS, dtype=torch.float64), 10).summary()
     assert {"nll", "nll_se", "nll_mc_se", "negative_elbo", "ess_median", "num_samples"} <= set(summary)
     assert all(isinstance(value, (int, float)) for value in summary.values())
+
+
+@pytest.mark.parametrize("network", ["mlp", "gated-conv"])
+def test_images_of_another_width(network: str) -> None:
+    settings = protocol("demo", network=network)
+    vae = build_vae(settings, row("planar-10"), (28, 28)).train()
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"expected images that the encoder can take, got .* of shape \(3, 64\)"):
+        nll(vae, torch.zeros(3, 64), 10)
+    assert vae.posterior.heads.training and torch.equal(torch.get_rng_state(), state)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 
 from pyro_flows_vi.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_flows_vi.infer.progress import progress_bar
-from pyro_flows_vi.vae.model import VAE
+from pyro_flows_vi.vae.model import VAE, evaluating
 from pyro_flows_vi.vae.posterior import Encoding
 
 __all__ = ["NLLEstimate", "nll"]
@@ -103,8 +101,9 @@ def nll(
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: for images or parameters that are not finite, for weights that are NaN or infinite, for a
-            flow whose log-determinant stays a random estimate, and for a ``partial`` of another estimate.
+        ValueError: for images or parameters that are not finite, for images of another width than the model's,
+            for weights that are NaN or infinite, for a flow whose log-determinant stays a random estimate, and for
+            a ``partial`` of another estimate.
 
     Source: Importance Weighted Autoencoders (Burda, Grosse, Salakhutdinov, 2016), arXiv:1509.00519.
     """
@@ -118,7 +117,7 @@ def nll(
     if memory is None:
         memory = 1 << (32 if device.type == "cuda" else 27)
     with (
-        _evaluation(vae),
+        evaluating(vae),
         torch.no_grad(),
         progress_bar(len(x), f"NLL, {num_samples} samples", "image", progress) as bar,
     ):
@@ -250,18 +249,6 @@ def _widest(vae: VAE, x: Tensor) -> int:
         for hook in hooks:
             hook.remove()
     return max(sizes)
-
-
-@contextlib.contextmanager
-def _evaluation(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, each module's own mode again afterwards."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def _standard_error(values: Tensor) -> float:

@@ -13,6 +13,10 @@ from torch.nn import functional as F
 __all__ = ["LIKELIHOODS", "Bernoulli", "Categorical", "Gaussian", "Likelihood"]
 
 
+#: how far from a whole number a level may be through rounding
+GRID_TOLERANCE = 0.01
+
+
 class Likelihood(nn.Module, abc.ABC):
     """log p(x|z) for pixels that are independent given the decoder's output.
 
@@ -79,12 +83,15 @@ class Categorical(Likelihood):
 
     Args:
         levels: how many values a pixel can take.
+
+    Raises:
+        ValueError: for ``levels`` that is no integer of at least 2.
     """
 
     def __init__(self, levels: int = 256) -> None:
         super().__init__()
-        if levels < 2:
-            raise ValueError(f"expected at least 2 levels, got {levels}")
+        if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
+            raise ValueError(f"expected levels to be an integer of at least 2, got {levels!r}")
         self.params_per_pixel = levels
 
     def _logits(self, params: Tensor) -> Tensor:
@@ -117,7 +124,16 @@ class Categorical(Likelihood):
 
     def check(self, x: Tensor) -> None:
         """See :meth:`Likelihood.check`."""
+        steps = self.params_per_pixel - 1
         _check_range(x, 0.0, 1.0, "the categorical likelihood expects pixels between 0 and 1")
+        levels = x.detach() * steps
+        off = (levels - levels.round()).abs()
+        if float(off.max()) > GRID_TOLERANCE:
+            count = int((off > GRID_TOLERANCE).sum())
+            raise ValueError(
+                f"the categorical likelihood expects pixels k / {steps} with k = 0, ..., {steps}, got {count} values "
+                "between these; round them, or use another number of levels or likelihood"
+            )
 
 
 class Gaussian(Likelihood):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pyro
@@ -14,6 +16,18 @@ from pyro_flows_vi.vae.likelihoods import Bernoulli, Likelihood
 from pyro_flows_vi.vae.posterior import HALF_LOG_2PI, FlowPosterior
 
 __all__ = ["VAE", "ELBOTerms"]
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, each part's own mode again afterwards."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 class ELBOTerms(NamedTuple):
@@ -122,12 +136,23 @@ class VAE(nn.Module):
         return ELBOTerms(self.likelihood.log_prob(params, x), self.log_prior(z), log_q)
 
     def check(self, x: Tensor) -> None:
-        """Raise ``ValueError`` for images that are empty, not finite or outside of the likelihood's range."""
+        """Raise ``ValueError`` for images that are empty, not finite, outside of the likelihood's range or misshapen.
+
+        One image goes through encoder, flow and decoder, in evaluation mode and without randomness.
+        """
         if 0 in x.shape:
             raise ValueError(f"expected at least one image, got shape {tuple(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(f"expected images as floating point numbers, got {x.dtype}; use x.float()")
         self.likelihood.check(x)
+        with evaluating(self), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            try:
+                encoding = self.posterior.encode(x[:1].to(self.posterior.heads.weight.device))
+            except RuntimeError as error:
+                raise ValueError(
+                    f"expected images that the encoder can take, got {x.dtype} of shape {tuple(x.shape)}: {error}"
+                ) from error
+            self.terms(x[:1].to(encoding.loc), *self.posterior.transform(encoding, torch.zeros_like(encoding.loc)))
 
     def check_parameters(self) -> None:
         """Raise ``ValueError`` that names the parameters with NaN or infinite values, if there are any."""

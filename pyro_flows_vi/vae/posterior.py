@@ -8,8 +8,8 @@ from typing import NamedTuple
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from pyro_flows_vi.numerics.stable import SHIFT, log_softplus
 from pyro_flows_vi.transforms.base import Flow
 
 __all__ = ["Encoding", "FlowPosterior"]
@@ -87,8 +87,13 @@ class FlowPosterior(nn.Module):
     def encode(self, x: Tensor) -> Encoding:
         """Features, location and log-scale of ``x``: the only part that runs the encoder."""
         features = self.encoder(x)
+        if features.shape[-1] != self.feature_dim:
+            raise ValueError(
+                f"expected features of shape (*batch, {self.feature_dim}) (feature_dim) from the encoder, "
+                f"got {tuple(features.shape)}"
+            )
         loc, raw = self.heads(features).chunk(2, dim=-1)
-        log_variance = raw if self.variance_head == "log" else _log_softplus(raw)
+        log_variance = raw if self.variance_head == "log" else log_softplus(raw - SHIFT)
         return Encoding(features, loc, 0.5 * log_variance)
 
     def transform(self, encoding: Encoding, eps: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,12 +113,6 @@ class FlowPosterior(nn.Module):
             return z, log_q
         z, log_det = self.flow.forward_and_log_det(z, self._context(features))
         return z, log_q - log_det
-
-    def sample_from(
-        self, encoding: Encoding, num_samples: int, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Draws for each image: z ``(num_samples, *batch, latent_dim)``, log q ``(num_samples, *batch)``."""
-        return self.transform(encoding, _noise(encoding.loc, (num_samples,), generator))
 
     def rsample_and_log_prob(self, x: Tensor, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
         """z ``(*sample_shape, *batch, latent_dim)`` and log q ``(*sample_shape, *batch)``, with gradients."""
@@ -138,12 +137,5 @@ class FlowPosterior(nn.Module):
         return f"{dims}, variance_head={self.variance_head!r}"
 
 
-def _noise(like: Tensor, sample_shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
-    shape = (*sample_shape, *like.shape)
-    return torch.randn(shape, dtype=like.dtype, device=like.device, generator=generator)
-
-
-def _log_softplus(raw: Tensor) -> Tensor:
-    """log softplus(raw), which is ``raw`` itself where softplus has underflowed to exp(raw)."""
-    small = raw < -15.0
-    return torch.where(small, raw, F.softplus(torch.where(small, 0.0, raw)).log())
+def _noise(like: Tensor, sample_shape: tuple[int, ...]) -> Tensor:
+    return torch.randn((*sample_shape, *like.shape), dtype=like.dtype, device=like.device)
