@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from pyro_flows_vi import __version__
@@ -115,6 +116,7 @@ def test_table_is_printed_and_written(folder: Path, tmp_path: Path) -> None:
 
 
 def test_table_trains_what_is_missing(folder: Path) -> None:
+    done("vae", "evaluate", folder / "demo-digits-none-seed0.json", *DIGITS, "--samples", 5, "--device", "cpu")
     command = ("vae", "table", "--records", folder, "--train-missing", *DIGITS, *TINY, "--samples", 5)
     kept = (folder / "demo-digits-none-seed0.json").read_bytes()
     out = done(*command, "--row", "none", "--row", "planar-10")
@@ -148,6 +150,28 @@ def test_table_trains_what_is_missing(folder: Path) -> None:
 def test_bad_arguments_end_with_a_message(tmp_path: Path, arguments: tuple[object, ...], message: str) -> None:
     assert message in refused("vae", "train", *arguments, "--out", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [("demo",), ("vae", "train", "none", *DIGITS, *TINY)])
+def test_a_file_in_the_place_of_the_folder(tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / "file").write_text("kept")
+    assert "is a file" in refused(*command, "--out", tmp_path / "file")
+    assert "is a file" in refused(*command, "--out", tmp_path / "file" / "below")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_the_demo_uses_one_thread_and_gives_the_others_back(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        done("demo", "--out", tmp_path, "--epochs", 1, "--samples", 2)
+        assert torch.get_num_threads() == 2
+        refused("demo", "--out", tmp_path, "--epochs", 2, "--samples", 2)  # of other settings
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    for path in tmp_path.glob("*.json"):
+        assert load_record(path)["machine"]["threads"] == load_record(path)["results"]["machine"]["threads"] == 1
 
 
 @pytest.mark.parametrize("epochs", [0, -3])

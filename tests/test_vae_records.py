@@ -15,6 +15,7 @@ from pyro_flows_vi import datasets
 from pyro_flows_vi.vae import (
     PUBLISHED,
     evaluate_row,
+    finish_row,
     load_record,
     load_records,
     load_row,
@@ -144,6 +145,74 @@ def test_fewer_test_images_are_told(tmp_path: Path) -> None:
     assert "Test images: 7." in render_table(tmp_path)
 
 
+def finish(folder: Path, num_samples: int = 10, **options: Any) -> bool:
+    options = {"overrides": OVERRIDES, "device": "cpu", "progress": False, **options}
+    return finish_row(SMALL, "demo", "none", folder, num_samples, **options)
+
+
+def test_a_row_is_finished_as_asked_and_then_kept(tmp_path: Path) -> None:
+    assert finish(tmp_path, seed=3)
+    path = tmp_path / "demo-digits-none-seed3.json"
+    results = load_record(path)["results"]
+    assert (results["num_samples"], results["num_images"], results["seed"]) == (10, 30, 3)
+    assert results["nll"] == pytest.approx(nll(load_row(path, SMALL), SMALL.test, 10, seed=3).nll, rel=1e-6)
+    before = path.read_bytes()
+    assert not finish(tmp_path, seed=3)
+    assert path.read_bytes() == before
+
+
+def test_results_other_than_asked_are_made_again_and_nothing_else_is(tmp_path: Path) -> None:
+    path = tmp_path / "demo-digits-none-seed0.json"
+    assert finish(tmp_path)
+    training = load_record(path)["training"]
+    assert finish(tmp_path, 20)
+    assert load_record(path)["results"]["num_samples"] == 20
+    for change in ({"seed": 5}, {"max_images": 7}):
+        evaluate_row(path, SMALL, 20, device="cpu", progress=False, **change)
+        assert finish(tmp_path, 20)
+        results = load_record(path)["results"]
+        assert (results["num_samples"], results["num_images"], results["seed"]) == (20, 30, 0)
+    assert load_record(path)["training"] == training
+
+
+def test_a_record_of_other_settings_is_neither_kept_nor_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "demo-digits-none-seed0.json"
+    finish(tmp_path)
+    before = path.read_bytes()
+    other = {**OVERRIDES, "learning_rate": 1e-3}
+    with pytest.raises(ValueError, match=r"belongs to other settings: protocol\.learning_rate"):
+        finish(tmp_path, overrides=other)
+    path.with_suffix(".ckpt").unlink()
+    with pytest.raises(ValueError, match=r"no checkpoint to go on from: settings\.learning_rate: expected 0\.001"):
+        finish(tmp_path, overrides=other)
+    assert not finish(tmp_path)  # what is asked stands in the record, and needs no checkpoint
+    assert path.read_bytes() == before
+
+
+def test_a_larger_budget_is_trained_on_and_a_smaller_one_refused(tmp_path: Path) -> None:
+    options = {**OVERRIDES, "schedule": "constant"}
+    finish(tmp_path, overrides=options)
+    assert finish(tmp_path, overrides={**options, "max_epochs": 3})
+    record = load_record(tmp_path / "demo-digits-none-seed0.json")
+    assert record["training"]["epochs"] == record["settings"]["max_epochs"] == 3 and record["results"] is not None
+    with pytest.raises(ValueError, match=r"at most max_epochs = 2 epochs, got one of 3"):
+        finish(tmp_path, overrides=options)
+
+
+@pytest.mark.parametrize("below", [(), ("deeper", "still")])
+def test_a_folder_that_is_a_file_is_refused_before_training(
+    tmp_path: Path, below: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("training began")
+
+    monkeypatch.setattr("pyro_flows_vi.vae.runs.train", never)
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(ValueError, match=r"expected a folder for the record .*file is a file"):
+        trained(tmp_path.joinpath("file", *below))
+    assert (tmp_path / "file").read_text() == "kept"
+
+
 # -- records ----------------------------------------------------------------------------------------------
 
 
@@ -153,6 +222,19 @@ def test_fewer_test_images_are_told(tmp_path: Path) -> None:
         ("schema", 99, r"field 'schema': expected 1, got 99"),
         ("seed", ..., r"field 'seed' is missing"),
         ("data__sha256", ..., r"field 'data\.sha256' is missing"),
+        ("flow__flow", ..., r"field 'flow\.flow' is missing"),
+        ("flow__flow", 3, r"field 'flow\.flow': expected str or null, got 3"),
+        ("machine__threads", ..., r"field 'machine\.threads' is missing"),
+        ("machine__threads", None, r"field 'machine\.threads': expected int, got None"),
+        ("machine__name", ..., r"field 'machine\.name' is missing"),
+        ("settings__name", ..., r"field 'settings\.name' is missing"),
+        ("settings__name", "mpl", r"field 'settings': unknown protocol 'mpl'"),
+        ("settings__colour", "red", r"field 'settings': unknown setting colour"),
+        ("settings__latent_dim", "8", r"field 'settings': expected latent_dim to be an integer"),
+        ("training__curves__validation_elbo", ..., r"field 'training\.curves\.validation_elbo' is missing"),
+        ("training__curves__validation_elbo", [], r"curves\.validation_elbo': expected one or more finite numbers"),
+        ("results__log_evidence", ["a"], r"field 'results\.log_evidence': expected one or more finite numbers"),
+        ("results__seed", ..., r"field 'results\.seed' is missing"),
         ("data", [], r"field 'data': expected dict, got \[\]"),
         ("training__epochs", 2.5, r"field 'training\.epochs': expected int, got 2\.5"),
         ("training__epochs", True, r"field 'training\.epochs': expected int, got True"),
@@ -166,6 +248,23 @@ def test_bad_fields_are_named(tmp_path: Path, record: dict[str, Any], field: str
     path = write(tmp_path, record, **{field: value})
     with pytest.raises(ValueError, match=re.escape(path.name) + ".*" + message):
         load_record(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"flow__flow": "planr"}, r"field 'flow': unknown flow 'planr'"),
+        ({"flow__num_transforms": 0}, r"field 'flow': expected num_transforms to be a positive integer"),
+        ({"flow__options": {"widht": 3}}, r"field 'flow': unknown option 'widht'"),
+        ({"flow__options": {"hidden_dims": "wide"}}, r"field 'flow': option 'hidden_dims'"),
+    ],
+)
+def test_a_record_of_no_flow_that_we_know(
+    tmp_path: Path, record: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    path = write(tmp_path, record, **changes)
+    with pytest.raises(ValueError, match=re.escape(path.name) + ".*" + message):
+        load_row(path, SMALL)
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", '{"schema": 1', "\x80\x03"])
@@ -219,6 +318,17 @@ def test_differences_are_paired(folder: Path, record: dict[str, Any]) -> None:
     gap, error = float((a - b).mean()), float((a - b).std() / len(a) ** 0.5)
     assert f"| {gap:+.2f} ± {error:.2f} |" in render_table(folder)
     assert gap == pytest.approx(record["results"]["nll"] - plain["results"]["nll"], abs=0.01)
+
+
+@pytest.mark.parametrize("change", [{"results__num_samples": 41}, {"results__log_evidence": [-30.0] * 29}])
+def test_results_that_do_not_compare_are_not_paired(folder: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    write(tmp_path, load_record(folder / "demo-digits-none-seed0.json"))
+    write(tmp_path, load_record(folder / "demo-digits-planar-10-seed0.json"), **change)
+    table = render_table(tmp_path)
+    (cells,) = ([c.strip() for c in line.split("|")] for line in table.splitlines() if line.startswith("| planar-10"))
+    assert "±" in cells[3] and cells[4] == "–"
+    assert "No difference to 'none' is given for planar-10: evaluated with another number of samples" in table
+    assert "No difference" not in render_table(folder)
 
 
 def test_text_has_the_same_cells(folder: Path) -> None:

@@ -293,6 +293,18 @@ def test_bad_data_are_refused_before_training(part: str) -> None:
         run(fresh(), data)
 
 
+@pytest.mark.parametrize("every", [0, -1, 1.5, True])
+def test_the_distance_of_checkpoints_is_a_positive_integer(every: Any) -> None:
+    with pytest.raises(ValueError, match="expected checkpoint_every to be an integer of at least 1, got"):
+        run(fresh(), checkpoint_every=every)
+
+
+def test_images_of_another_width_are_refused_before_training() -> None:
+    vae = build_vae(settings(), row("none"), (7, 8))
+    with pytest.raises(ValueError, match=r"images that the encoder can take, got torch\.float32 of shape \(50, 64\)"):
+        run(vae)
+
+
 def test_bad_initial_parameters_are_refused() -> None:
     vae = fresh()
     with torch.no_grad():

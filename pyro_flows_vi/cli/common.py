@@ -10,9 +10,12 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["BadInput", "data_options", "device_option", "echo_kept", "settings", "told"]
+__all__ = ["FOLDER", "BadInput", "data_options", "device_option", "echo_kept", "settings", "told"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+#: the type of an option that names a folder to write to
+FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 class BadInput(click.ClickException):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from pyro_flows_vi.cli.common import echo_kept, told
+from pyro_flows_vi.cli.common import FOLDER, echo_kept, told
 
 __all__ = ["DEMO_ROWS", "demo"]
 
@@ -17,7 +19,7 @@ DEMO_ROWS = ("none", "planar-10", "sylvester-triangular", "iaf")
 @click.command()
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     default=Path("runs/demo"),
     show_default=True,
     help="Folder for records, checkpoints, table and plot.",
@@ -38,10 +40,24 @@ def demo(out: Path, epochs: int | None, samples: int) -> None:
     started = time.perf_counter()
     overrides = {} if epochs is None else {"max_epochs": epochs, "warmup_epochs": min(20, epochs // 2)}
     data = datasets.load("digits")
-    for name in DEMO_ROWS:
-        if not finish_row(data, "demo", name, out, samples, overrides=overrides):
-            echo_kept(name, record_path(out, "demo", name, data.name))
+    with _one_thread():
+        for name in DEMO_ROWS:
+            if not finish_row(data, "demo", name, out, samples, overrides=overrides):
+                echo_kept(name, record_path(out, "demo", name, data.name))
     table = render_table(out, style="text")
     click.echo("\n" + table)
     plot = plot_curves(out, out / "curves.png")
     click.echo(f"records and checkpoints: {out}\nplot: {plot}\n{time.perf_counter() - started:.0f} s in all")
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread inside: the demo's tensors are tiny, and on a busy machine a second one slows it several times."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

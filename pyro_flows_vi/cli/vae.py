@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pyro_flows_vi.cli.common import data_options, device_option, echo_kept, settings, told
+from pyro_flows_vi.cli.common import FOLDER, data_options, device_option, echo_kept, settings, told
 
 __all__ = ["RECORDS", "vae"]
 
@@ -26,7 +26,7 @@ def vae() -> None:
 @click.option("--seed", default=0, show_default=True)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     default=Path("runs/vae"),
     show_default=True,
     help="Folder for the record and the checkpoint.",
@@ -112,7 +112,7 @@ def evaluate(
 @vae.command()
 @click.option(
     "--records",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     default=RECORDS,
     show_default=True,
     help="Folder with the records of one protocol and data set.",
@@ -129,10 +129,12 @@ def evaluate(
     show_default=True,
     help="With --train-missing: as in evaluate.",
 )
-@click.option("--seed", default=0, show_default=True, help="With --train-missing: seed of the runs.")
+@click.option("--seed", default=0, show_default=True, help="With --train-missing: of runs and draws.")
 @device_option
 @click.option("--style", type=click.Choice(["text", "markdown"]), default="text", show_default=True)
-@click.option("--write", type=click.Path(path_type=Path), help="Also write the table, as Markdown, to this file.")
+@click.option(
+    "--write", type=click.Path(dir_okay=False, path_type=Path), help="Also write the table, as Markdown, to this file."
+)
 @told
 def table(
     records: Path,
@@ -151,7 +153,7 @@ def table(
     """Print the table that the records make, beside the published rows of the same protocol.
 
     With --data-dir the records are first compared with the data there. With --train-missing one command makes the
-    whole table; rows that are finished are kept, and interrupted ones resumed.
+    whole table; rows that are finished as asked are kept, and interrupted ones resumed.
     """
     from pyro_flows_vi import datasets
     from pyro_flows_vi.infer.checkpoint import differences, write_atomically

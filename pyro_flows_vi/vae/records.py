@@ -15,6 +15,8 @@ import torch
 
 from pyro_flows_vi import __version__
 from pyro_flows_vi.infer.checkpoint import write_atomically
+from pyro_flows_vi.vae.history import CURVES
+from pyro_flows_vi.vae.protocols import protocol
 
 __all__ = ["SCHEMA", "load_record", "load_records", "machine", "save_record", "versions"]
 
@@ -29,8 +31,10 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "row": str,
     "seed": int,
     "settings": dict,
+    "settings.name": str,
     "overrides": dict,
     "flow": dict,
+    "flow.flow": (str, type(None)),
     "flow.num_transforms": int,
     "flow.options": dict,
     "data": dict,
@@ -40,6 +44,9 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "data.image_shape": list,
     "versions": dict,
     "machine": dict,
+    "machine.device": str,
+    "machine.name": str,
+    "machine.threads": int,
     "parameters": dict,
     "parameters.total": int,
     "parameters.flow": int,
@@ -51,6 +58,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "training.skipped_steps": int,
     "training.seconds": NUMBER,
     "training.curves": dict,
+    **{f"training.curves.{name}": list for name in CURVES},
     "results": (dict, type(None)),
 }
 RESULTS: dict[str, type | tuple[type, ...]] = {
@@ -61,6 +69,7 @@ RESULTS: dict[str, type | tuple[type, ...]] = {
     "results.negative_elbo_se": NUMBER,
     "results.num_samples": int,
     "results.num_images": int,
+    "results.seed": int,
     "results.ess_median": NUMBER,
     "results.log_evidence": list,
     "results.seconds": NUMBER,
@@ -140,11 +149,24 @@ def _check(path: Path, record: Any) -> None:
             kinds = kind if isinstance(kind, tuple) else (kind,)
             wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
             raise ValueError(f"{path}: field {field!r}: expected {wanted}, got {value!r}")
+        if kind is list:
+            numbers = (isinstance(v, NUMBER) and not isinstance(v, bool) and math.isfinite(v) for v in value)
+            if not value or not all(numbers):
+                raise ValueError(f"{path}: field {field!r}: expected one or more finite numbers, got {_short(value)}")
+    try:
+        protocol(**record["settings"])
+    except ValueError as error:
+        raise ValueError(f"{path}: field 'settings': {error}") from error
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _render(record: dict[str, Any]) -> str:
     """JSON with one line per field, and long lists of numbers on one line."""
-    text = json.dumps(_rounded(record), indent=2, allow_nan=False)
+    text = json.dumps(rounded(record), indent=2, allow_nan=False)
     lines: list[str] = []
     inside = False
     for line in text.splitlines():
@@ -158,10 +180,10 @@ def _render(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Floats to eight digits: more than float32 knows."""
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return float(f"{value:.8g}") if isinstance(value, float) else value

@@ -67,7 +67,8 @@ def train_row(
         the path of the record.
 
     Raises:
-        ValueError: for unknown names or options, or where an older run would be lost (see ``resume``).
+        ValueError: for unknown names or options, a ``folder`` that cannot be written to, or where an older run
+            would be lost (see ``resume``).
         TrainingInterrupted: after Ctrl-C, when the state has been saved.
     """
     settings = protocol(protocol_name, **(overrides or {}))
@@ -79,6 +80,7 @@ def train_row(
         )
     path = record_path(folder, protocol_name, row_name, data.name, seed)
     checkpoint = path.with_suffix(".ckpt")
+    _check_folder(path.parent)
     if not resume and not overwrite:
         for old in (path, checkpoint):
             if old.exists():
@@ -144,10 +146,13 @@ def load_row(path: PathLike, data: Dataset, checkpoint: PathLike | None = None) 
     changed = differences(record["data"], data.describe())
     if changed:
         raise ValueError(f"{path}: the record is of other data: {'; '.join(changed)}; load the same data set and seeds")
-    settings = Protocol(**record["settings"])
+    settings = protocol(**record["settings"])
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in record["flow"]["options"].items()}
     chosen = Row(record["row"], record["flow"]["flow"], record["flow"]["num_transforms"], options)
-    vae = build_vae(settings, chosen, data.image_shape, seed=record["seed"])
+    try:
+        vae = build_vae(settings, chosen, data.image_shape, seed=record["seed"])
+    except ValueError as error:
+        raise ValueError(f"{path}: field 'flow': {error}") from error
     identity = {**_identity(chosen, record["data"]), "seed": record["seed"]}
     history = load_weights(vae, checkpoint or path.with_suffix(".ckpt"), identity)
     if history.epochs != record["training"]["epochs"]:
@@ -214,6 +219,14 @@ def evaluate_row(
     }
     save_record(path, record)
     return record
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise unless ``folder`` is one or can be made, so that no run is lost when its first file is written."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        reason = "cannot be written to" if there.is_dir() else "is a file"
+        raise ValueError(f"expected a folder for the record and the checkpoint, got {folder}: {there} {reason}")
 
 
 def _identity(chosen: Row, description: dict[str, Any]) -> dict[str, Any]:

@@ -111,14 +111,18 @@ def _our_row(record: dict[str, Any], reference: dict[str, Any] | None, seeds: bo
 
 def _difference(record: dict[str, Any], reference: dict[str, Any] | None) -> str:
     """NLL minus that of the reference, paired by image."""
-    if reference is None or reference is record:
+    if reference is None or reference is record or _unpaired(record, reference):
         return NONE
     mine, theirs = (r["results"]["log_evidence"] for r in (record, reference))
-    if len(mine) != len(theirs):
-        return NONE
     gaps = [b - a for a, b in zip(mine, theirs, strict=True)]
     error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.nan
     return f"{statistics.fmean(gaps):+.2f} ± {error:.2f}"
+
+
+def _unpaired(record: dict[str, Any], reference: dict[str, Any]) -> bool:
+    """Whether two estimates differ in the number of samples, on which their bias depends, or in their images."""
+    mine, theirs = record["results"], reference["results"]
+    return mine["num_samples"] != theirs["num_samples"] or len(mine["log_evidence"]) != len(theirs["log_evidence"])
 
 
 def _published_row(row: Published) -> tuple[str, ...]:
@@ -183,6 +187,13 @@ def _notes(records: list[dict[str, Any]], with_published: bool) -> list[str]:
         notes.append(
             f"Test images: {', '.join(f'{c:,}' for c in counts)}. Another seed of the importance samples "
             f"would move an NLL by about {worst:.2g} nats at most (one standard error)."
+        )
+    pairs = [(r, _reference(r, records)) for r in records if r["results"] is not None]
+    apart = list(dict.fromkeys(r["row"] for r, other in pairs if other is not None and _unpaired(r, other)))
+    if apart:
+        notes.append(
+            f"No difference to 'none' is given for {', '.join(apart)}: evaluated with another number of samples, or on "
+            "other images, than 'none'. The estimate falls with the number of samples."
         )
     if with_published:
         notes.append(

@@ -242,6 +242,11 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.best = {name: value.to(self.device) for name, value in state["best"].items()}
         self.history = History(**state["history"])
+        if self.history.epochs > self.settings.max_epochs:
+            raise ValueError(
+                f"{self.path}: expected a checkpoint of at most max_epochs = {self.settings.max_epochs} epochs, "
+                f"got one of {self.history.epochs}; ask for as many, or begin again"
+            )
         self.epoch_start = state["epoch_start"]
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None and self.device.type == "cuda":

@@ -14,7 +14,7 @@ from pyro_flows_vi.infer.checkpoint import load_checkpoint
 from pyro_flows_vi.infer.interruption import Interruption
 from pyro_flows_vi.vae.history import History
 from pyro_flows_vi.vae.model import VAE
-from pyro_flows_vi.vae.protocols import Protocol
+from pyro_flows_vi.vae.protocols import Protocol, number
 from pyro_flows_vi.vae.trainer import KIND, Trainer, TrainingData, TrainingInterrupted, shapes
 
 __all__ = ["TrainingData", "TrainingInterrupted", "default_device", "load_weights", "train"]
@@ -62,10 +62,12 @@ def train(
         the history, with one curve per quantity.
 
     Raises:
-        ValueError: for data with NaN, infinite or impossible values, for a checkpoint of other settings, and
-            when ``settings.max_bad_steps`` steps in a row had a loss or gradient that is not finite.
+        ValueError: for data with NaN, infinite or impossible values, for images of another width than the
+            model's, for a checkpoint of other settings, and when ``settings.max_bad_steps`` steps in a row had a
+            loss or gradient that is not finite.
         TrainingInterrupted: after Ctrl-C, when the state has been saved.
     """
+    number("checkpoint_every", checkpoint_every, int, 1)
     where = default_device(device)
     with (
         torch.random.fork_rng([where] if where.type == "cuda" else []),
