@@ -25,6 +25,7 @@ from pyro_flows_vi.transforms.affine_autoregressive import AffineAutoregressive
 from pyro_flows_vi.transforms.base import Flow
 from pyro_flows_vi.transforms.block_autoregressive import BlockAutoregressive
 from pyro_flows_vi.transforms.compose import Compose
+from pyro_flows_vi.transforms.coupling import AffineCoupling
 from pyro_flows_vi.transforms.householder import Householder
 from pyro_flows_vi.transforms.lu_linear import LULinear
 from pyro_flows_vi.transforms.neural_autoregressive import NeuralAutoregressive
@@ -66,6 +67,8 @@ _RECIPES: dict[str, Recipe] = {
     ),
     "iaf": Recipe(AffineAutoregressive, "Kingma et al. 2016, arXiv:1606.04934", reversals=True),
     "maf": Recipe(AffineAutoregressive, "Papamakarios et al. 2017, arXiv:1705.07057", reversals=True, turned=True),
+    "nice": Recipe(AffineCoupling, "Dinh et al. 2014, arXiv:1410.8516", vary=lambda k: {"step": k, "additive": True}),
+    "realnvp": Recipe(AffineCoupling, "Dinh et al. 2016, arXiv:1605.08803", vary=lambda k: {"step": k}),
     "naf": Recipe(NeuralAutoregressive, "Huang et al. 2018, arXiv:1804.00779", reversals=True),
     "ddsf": Recipe(
         NeuralAutoregressive, "Huang et al. 2018, arXiv:1804.00779", reversals=True, vary=lambda k: {"depth": 2}

@@ -30,6 +30,7 @@ __all__ = [
     "check_log_det",
     "check_memo",
     "check_modules",
+    "check_score",
     "check_triangular",
     "check_vmap",
     "randomize",
@@ -82,6 +83,9 @@ def check_flow(
                 except AssertionError as failure:
                     raise AssertionError(f"parameters of scale {scale}, batch {batch_shape}: {failure}") from failure
                 errors[check.__name__] = max(error, errors.get(check.__name__, 0.0))
+        if flow.exact_log_det:
+            x, context = _points(subject, (3,), generator)
+            errors["check_score"] = check_score(subject, x, context, tolerance=100 * tolerance)
         if flow.triangular:
             x, context = _points(subject, (), generator)
             errors["check_triangular"] = check_triangular(subject, x, context)
@@ -112,6 +116,19 @@ def check_inverse(flow: Flow, x: Tensor, context: Tensor | None = None, toleranc
     again, forward_log_det = flow.forward_and_log_det(back, context)
     error = _agree("f(f^-1(y)) and y", again, y, tolerance)
     return max(error, _agree("the log_det of inverse and forward", log_det, forward_log_det, tolerance))
+
+
+def check_score(flow: Flow, x: Tensor, context: Tensor | None = None, tolerance: float = 1e-6) -> float:
+    r"""The score that goes along with a draw against :math:`J^{-T}(s_x - \nabla_x \log|\det J|)` from autograd.
+
+    Compared as :math:`J^T s_y`, which does not depend on how well J is conditioned.
+    """
+    claimed = flow.forward_and_score(x, -x, context)[2]
+    jacobian = _jacobian(lambda v: flow.forward_and_log_det(v, context)[0], x)
+    point = x.detach().requires_grad_()
+    log_det = flow.forward_and_log_det(point, context)[1]
+    gradient = _grad(log_det.sum(), [point])[0] if log_det.requires_grad else torch.zeros_like(x)
+    return _agree("the score and autograd", (jacobian.mT @ claimed[..., None])[..., 0], -x - gradient, tolerance)
 
 
 def check_inverse_gradients(flow: Flow, x: Tensor, context: Tensor | None = None, tolerance: float = 1e-8) -> float:

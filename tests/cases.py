@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pyro_flows_vi import flows
 from pyro_flows_vi.transforms import (
     ActNorm,
+    Affine,
     AffineAutoregressive,
+    AffineCoupling,
     BlockAutoregressive,
     Compose,
     Flow,
@@ -33,6 +35,11 @@ LAYERS: dict[str, Case] = {
     "sylvester-householder": lambda d, c: Sylvester(d, c, form="householder"),
     "sylvester-householder-rank-1": lambda d, c: Sylvester(d, c, form="householder", rank=1),
     "sylvester-triangular": lambda d, c: Sylvester(d, c, form="triangular", reverse=True),
+    "affine-coupling": lambda d, c: AffineCoupling(d, c, (6,)),
+    "affine-coupling-second": lambda d, c: AffineCoupling(d, c, step=1),
+    "additive-coupling": lambda d, c: AffineCoupling(d, c, (6,), additive=True, step=2),
+    "affine": lambda d, c: Affine(d, 0.5, 2.0),
+    "affine-diagonal": lambda d, c: Affine(d, dense=False),
     "affine-autoregressive": lambda d, c: AffineAutoregressive(d, c),
     "affine-autoregressive-gated": lambda d, c: AffineAutoregressive(d, c, gated=True),
     "affine-autoregressive-2-layers": lambda d, c: AffineAutoregressive(d, c, (7, 9)),

@@ -1,6 +1,7 @@
 """The flow families, each a :class:`~pyro_flows_vi.transforms.base.Flow`, and factories with Pyro's signatures."""
 
 from pyro_flows_vi.transforms.act_norm import ActNorm
+from pyro_flows_vi.transforms.affine import Affine
 from pyro_flows_vi.transforms.affine_autoregressive import (
     AffineAutoregressive,
     affine_autoregressive,
@@ -13,6 +14,7 @@ from pyro_flows_vi.transforms.block_autoregressive import (
     conditional_block_autoregressive,
 )
 from pyro_flows_vi.transforms.compose import Compose
+from pyro_flows_vi.transforms.coupling import AffineCoupling, affine_coupling, conditional_affine_coupling
 from pyro_flows_vi.transforms.householder import Householder, conditional_householder, householder
 from pyro_flows_vi.transforms.lu_linear import LULinear
 from pyro_flows_vi.transforms.neural_autoregressive import (
@@ -28,7 +30,9 @@ from pyro_flows_vi.transforms.sylvester import Sylvester, conditional_sylvester,
 
 __all__ = [
     "ActNorm",
+    "Affine",
     "AffineAutoregressive",
+    "AffineCoupling",
     "BlockAutoregressive",
     "Compose",
     "Conditioned",
@@ -43,8 +47,10 @@ __all__ = [
     "Residual",
     "Sylvester",
     "affine_autoregressive",
+    "affine_coupling",
     "block_autoregressive",
     "conditional_affine_autoregressive",
+    "conditional_affine_coupling",
     "conditional_block_autoregressive",
     "conditional_householder",
     "conditional_neural_autoregressive",

@@ -11,6 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from pyro_flows_vi.nets.masked import MADE
 from pyro_flows_vi.numerics.stable import temper
+from pyro_flows_vi.transforms._score import score_by_substitution
 from pyro_flows_vi.transforms.base import Flow
 
 __all__ = ["AffineAutoregressive", "affine_autoregressive", "conditional_affine_autoregressive"]
@@ -80,6 +81,11 @@ class AffineAutoregressive(Flow):
 
         x = self.net.sequential(y.shape[:-1], step, context)
         return x, torch.stack(log_scales, dim=-1).sum(-1)
+
+    def _forward_and_score(self, x: Tensor, score: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        shift, log_scale = self._shift_and_log_scale(*self.net(x, context).unbind(-2))
+        y = torch.addcmul(shift, x, log_scale.exp())
+        return y, log_scale.sum(-1), score_by_substitution(x, y, log_scale, score)
 
     def extra_repr(self) -> str:
         """The dimensions and the form, for ``repr``."""

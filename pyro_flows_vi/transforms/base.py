@@ -14,10 +14,11 @@ from torch.distributions import constraints
 
 from pyro_flows_vi.transforms._door import blame_parameters, checked, is_traced, positive, require_finite
 from pyro_flows_vi.transforms._memo import Memo
+from pyro_flows_vi.transforms._score import score_by_inverse
 
 __all__ = ["Conditioned", "Flow", "Inverse"]
 
-Pair = tuple[Tensor, Tensor]
+Pair, Triple = tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]
 
 
 class Flow(ConditionalTransform, TransformModule):
@@ -55,11 +56,10 @@ class Flow(ConditionalTransform, TransformModule):
     fast_inverse: bool = True
     #: whether ``log_det`` is exact, rather than an unbiased estimate
     exact_log_det: bool = True
-    #: whether y_i depends on x_1, ..., x_i only
-    triangular: bool = False
+    triangular: bool = False  #: whether y_i depends on x_1, ..., x_i only
 
     def __init__(self, input_dim: int, context_dim: int | None = None) -> None:
-        super().__init__(cache_size=0)  # torch's own cache stays off; see Memo
+        super().__init__(cache_size=0)  # see Memo
         self.input_dim = positive("input_dim", input_dim)
         self.context_dim = None if context_dim is None else positive("context_dim", context_dim)
         self._memo: Memo | None = None
@@ -78,6 +78,20 @@ class Flow(ConditionalTransform, TransformModule):
         """Map target to base: ``(x, log|det dy/dx| at x)``."""
         raise TypeError(f"{type(self).__name__} is a Flow and has to define inverse_and_log_det")
 
+    def forward_and_score(self, x: Tensor, score: Tensor, context: Tensor | None = None) -> Triple:
+        r"""``(y, log_det, score at y)``, for a draw ``x`` of a base with ``score`` :math:`\nabla_x \log p(x)`.
+
+        The score of y is :math:`\nabla_y \log q(y) = J^{-T} (\nabla_x \log p(x) - \nabla_x \log|\det J|)`, without
+        a graph; y and log_det have theirs. Cheap for couplings and linear flows; an inverse pass for most others.
+        """
+        x = x.expand(torch.broadcast_shapes(x.shape, () if context is None else (*context.shape[:-1], 1)))
+        with torch.enable_grad():
+            return self._forward_and_score(x if x.requires_grad else x.detach().requires_grad_(), score, context)
+
+    def _forward_and_score(self, x: Tensor, score: Tensor, context: Tensor | None) -> Triple:
+        y, log_det = self.forward_and_log_det(x, context)
+        return y, log_det, score_by_inverse(self, y, score, context)
+
     def condition(self, context: Tensor) -> Flow:
         """Bind a context ``(*context_batch, C)``; a flow without ``context_dim`` is returned as it is."""
         return self if self.context_dim is None else Conditioned(self, context)
@@ -93,12 +107,10 @@ class Flow(ConditionalTransform, TransformModule):
 
     @property
     def sign(self) -> int:
-        """+1 where a one-dimensional flow increases; not defined for D > 1."""
+        """+1 for D = 1, where every flow here increases; not defined for D > 1."""
         if self.input_dim != 1:
             raise ValueError(f"sign is defined for input_dim=1, got input_dim={self.input_dim}")
         return 1
-
-    # -- torch's interface ---------------------------------------------------------------------------
 
     def _call(self, x: Tensor) -> Tensor:
         require_finite(self, "x", x)
@@ -124,7 +136,7 @@ class Flow(ConditionalTransform, TransformModule):
         return self.forward_and_log_det(x)[1] if log_det is None else log_det
 
     def with_cache(self, cache_size: int = 1) -> Flow:
-        """Return the flow itself: there is no cache that could be switched."""
+        """The flow itself: there is no cache that could be switched."""
         return self
 
     def forward_shape(self, shape: torch.Size | tuple[int, ...]) -> torch.Size:
@@ -134,8 +146,6 @@ class Flow(ConditionalTransform, TransformModule):
     def inverse_shape(self, shape: torch.Size | tuple[int, ...]) -> torch.Size:
         """The shape of x for a shape of y."""
         return torch.Size(shape)
-
-    # -- the one cache -------------------------------------------------------------------------------
 
     def _remember(self, x: Tensor, y: Tensor, log_det: Tensor, handle: Tensor) -> None:
         if is_traced(handle) or handle.is_inference():
@@ -160,8 +170,7 @@ class Flow(ConditionalTransform, TransformModule):
     def __hash__(self) -> int:
         return id(self)
 
-    def __repr__(self) -> str:
-        return nn.Module.__repr__(self)
+    __repr__ = nn.Module.__repr__
 
     def extra_repr(self) -> str:
         """The dimensions, for ``repr``."""

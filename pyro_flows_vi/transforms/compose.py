@@ -77,6 +77,13 @@ class Compose(Flow):
             log_det = log_det + term
         return y, torch.as_tensor(log_det)
 
+    def _forward_and_score(self, x: Tensor, score: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        log_det: Tensor | float = 0.0
+        for flow in self:
+            x, term, score = flow.forward_and_score(x, score, None if flow.context_dim is None else context)
+            log_det = log_det + term
+        return x, torch.as_tensor(log_det), score
+
     def __len__(self) -> int:
         return len(self.flows)
 

@@ -1,0 +1,248 @@
+"""The log joint density of a Pyro model as a batched function of one flat vector."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, cast
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
+from torch import Tensor
+from torch.distributions import biject_to
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from pyro_flows_vi.infer.layout import Layout, Unconstrained, is_deterministic, is_latent, read_layout, trace_model
+
+__all__ = ["LogDensity"]
+
+
+class LogDensity:
+    r"""The log joint density of a model, vectorised over particles and free of Python handlers.
+
+    .. math::
+        \ell(u) = \log p(x, t(u)) + \log\left|\det \frac{\partial t}{\partial u}\right|
+
+    for a flat vector u of all latent sites, where t takes its parts onto the supports of the sites. The model is run
+    under ``torch.func.vmap``, so that it need not know of particles; the first call with a new number of particles
+    traces this run, with its gradient, into one graph, and later calls run the graph.
+
+    A model that cannot be vectorised (its Python code branches on a latent value, say) is run once per particle,
+    with one warning. A model with learnable parameters of its own (``pyro.param``) is vectorised but not traced, so
+    that gradients reach them.
+
+    Args:
+        model: any Pyro model with continuous latents and a structure that does not change.
+        *args: what the model is called with; ``rebind`` gives it other data of the same shapes.
+        trace: whether to trace into a graph.
+        compile: whether to compile the graph with the inductor: a minute or so, paid back in long runs.
+        **kwargs: keyword arguments of the model.
+
+    Shapes: ``log_density(u)`` takes ``(n, D)`` to ``(n,)``.
+
+    Raises:
+        ValueError: for a model without latents, with discrete latents, with a support that no bijection reaches,
+            with NaN in observed data, or whose sites differ between two runs.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        ...     pyro.sample("x", dist.Normal(0.0, scale), obs=x)
+        >>> log_density = LogDensity(model, torch.tensor(0.5))
+        >>> log_density(torch.zeros(3, 1))
+        tensor([-1.7698, -1.7698, -1.7698])
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], *args: Any, trace: bool = True, compile: bool = False, **kwargs: Any
+    ) -> None:
+        self.model = model
+        self.compile = compile
+        self.leaves, self._structure = tree_flatten((args, kwargs))
+        first = trace_model(model, args, kwargs)
+        self.layout: Layout = read_layout(first)
+        self._require_same_sites(first)
+        self.has_parameters = any(site["type"] == "param" for site in first.nodes.values())
+        self.trace = trace and not self.has_parameters
+        self.vectorized = True
+        self._graphs: dict[tuple[Any, ...], Callable[..., tuple[Tensor, Tensor]]] = {}
+
+    @property
+    def latent_dim(self) -> int:
+        """D, the length of the flat vector."""
+        return self.layout.latent_dim
+
+    def rebind(self, *args: Any, **kwargs: Any) -> LogDensity:
+        """Use other data from now on; nothing is traced anew while their shapes stay as they are."""
+        leaves, structure = tree_flatten((args, kwargs))
+        if structure != self._structure:
+            raise ValueError(f"expected arguments of the structure {self._structure}, got {structure}")
+        self.leaves = leaves
+        return self
+
+    def __call__(self, latent: Tensor) -> Tensor:
+        """The log joint density at ``(n, D)``: ``(n,)``; differentiable (once where it is traced)."""
+        if latent.dim() != 2 or latent.shape[1] != self.latent_dim:
+            raise ValueError(f"expected latents of shape (n, {self.latent_dim}), got {tuple(latent.shape)}")
+        if self.trace and self.vectorized and latent.requires_grad and torch.is_grad_enabled():
+            return _WithScore.apply(latent, self)
+        if self.vectorized:
+            try:
+                return torch.func.vmap(self._log_joint, (0, None), randomness="same")(latent, self.leaves)
+            except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+                self._fall_back(latent, error)
+        return torch.stack([self._log_joint(row, self.leaves) for row in latent])
+
+    def value_and_score(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The log joint density and its gradient :math:`\nabla_u \ell`: ``(n,)`` and ``(n, D)``, both detached."""
+        latent = latent.detach()
+        if self.trace and self.vectorized:
+            tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+            key = (latent.shape, latent.dtype, latent.device, *((t.shape, t.dtype, t.device) for t in tensors))
+            if key not in self._graphs:
+                graph = self._traced(latent, tensors)
+                if graph is not None:
+                    self._graphs[key] = graph
+            if key in self._graphs:
+                return self._graphs[key](latent, *tensors)
+        with torch.enable_grad():
+            latent = latent.requires_grad_()
+            value = self(latent)
+            (score,) = torch.autograd.grad(value.sum(), latent)
+        return value.detach(), score
+
+    def constrain(self, latent: Tensor) -> dict[str, Tensor]:
+        """The values of latent and deterministic sites at ``(n, D)``, each ``(n, *shape)``."""
+        return self._per_particle(latent, lambda run: {k: v["value"] for k, v in run.items() if not _observed(v)})
+
+    def log_likelihood(self, latent: Tensor) -> dict[str, Tensor]:
+        """The pointwise log-likelihoods of the observed sites at ``(n, D)``, each ``(n, *batch_shape)``."""
+        return self._per_particle(
+            latent, lambda run: {k: v["fn"].log_prob(v["value"]) for k, v in run.items() if _observed(v)}
+        )
+
+    def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
+        """The flat vector ``(D,)`` of constrained values, one for each latent site.
+
+        Raises:
+            ValueError: for a site without a value.
+        """
+        missing = [site.name for site in self.layout if site.name not in values]
+        if missing:
+            raise ValueError(f"expected a value for each latent site, got none for {', '.join(missing)}")
+        conditioned = poutine.condition(self.model, {site.name: values[site.name] for site in self.layout})
+        return self._flat(trace_model(conditioned, *self._arguments(self.leaves)))
+
+    def initial(self, init_loc_fn: Callable[..., Any] = init_to_median) -> Tensor:
+        """A flat vector ``(D,)`` that one of Pyro's init functions chooses."""
+        return self._flat(trace_model(InitMessenger(init_loc_fn)(self.model), *self._arguments(self.leaves)))
+
+    def blame(self, latent: Tensor) -> list[str]:
+        """The sites whose log density at ``(D,)`` is not finite, to be named in an error."""
+        with torch.no_grad():
+            run = self._run(latent, self.leaves)[0]
+            run.compute_log_prob()
+        return [k for k, v in run.nodes.items() if v["type"] == "sample" and not bool(v["log_prob_sum"].isfinite())]
+
+    def _flat(self, run: poutine.Trace) -> Tensor:
+        sites: list[Any] = [run.nodes[site.name] for site in self.layout]
+        parts = [biject_to(site["fn"].support).inv(site["value"]).reshape(-1) for site in sites]
+        return torch.cat(parts).detach()
+
+    # -- one particle --------------------------------------------------------------------------------
+
+    def _arguments(self, leaves: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return tree_unflatten(leaves, self._structure)
+
+    def _run(self, latent: Tensor, leaves: list[Any]) -> tuple[poutine.Trace, Tensor]:
+        args, kwargs = self._arguments(leaves)
+        handler = Unconstrained(self.layout, latent)
+        with poutine.block(), pyro.validation_enabled(False):
+            trace = poutine.trace(handler(self.model)).get_trace(*args, **kwargs)
+        return trace, handler.log_det
+
+    def _log_joint(self, latent: Tensor, leaves: list[Any]) -> Tensor:
+        trace, log_det = self._run(latent, leaves)
+        with pyro.validation_enabled(False):
+            return trace.log_prob_sum() + log_det
+
+    def _per_particle(self, latent: Tensor, read: Callable[[dict[str, Any]], dict[str, Tensor]]) -> dict[str, Tensor]:
+        def one(row: Tensor) -> dict[str, Tensor]:
+            trace, _ = self._run(row, self.leaves)
+            sites = {k: v for k, v in trace.nodes.items() if is_latent(v) or is_deterministic(v) or _observed(v)}
+            with pyro.validation_enabled(False):
+                return read(sites)
+
+        with torch.no_grad():
+            if self.vectorized:
+                try:
+                    return torch.func.vmap(one, randomness="same")(latent)
+                except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+                    self._fall_back(latent, error)
+            rows = [one(row) for row in latent]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    # -- graphs --------------------------------------------------------------------------------------
+
+    def _traced(self, latent: Tensor, tensors: list[Tensor]) -> Callable[..., tuple[Tensor, Tensor]] | None:
+        def value_and_score(latent: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+            fresh = iter(tensors)
+            leaves = [next(fresh) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+            one = torch.func.grad_and_value(self._log_joint)
+            score, value = torch.func.vmap(one, (0, None), randomness="same")(latent, leaves)
+            return value, score
+
+        try:
+            graph: GraphModule = make_fx(value_and_score)(latent, *tensors)
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            self._fall_back(latent, error)
+            return None
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        return torch.compile(graph) if self.compile else graph
+
+    def _fall_back(self, latent: Tensor, error: Exception) -> None:
+        with torch.no_grad():
+            self._log_joint(latent[0], self.leaves)  # an error of the model's own is raised here, as it is
+        self.vectorized = False
+        reason = str(error).strip().split("\n")[0]
+        warnings.warn(
+            f"the model cannot be vectorised, and is run once per particle, which is slow: {reason}", stacklevel=4
+        )
+
+    def _require_same_sites(self, first: poutine.Trace) -> None:
+        second = trace_model(self.model, *self._arguments(self.leaves))
+        shapes = [
+            {k: tuple(cast(Any, v)["value"].shape) for k, v in t.nodes.items() if is_latent(v)} for t in (first, second)
+        ]
+        changed = sorted(k for k in shapes[0].keys() | shapes[1].keys() if shapes[0].get(k) != shapes[1].get(k))
+        if changed:
+            raise ValueError(
+                f"the model's structure changes from run to run: in two runs, {', '.join(map(repr, changed))} had the "
+                f"shapes {[s.get(changed[0], 'absent') for s in shapes]}; expected the same latent sites each time"
+            )
+
+
+def _observed(site: Any) -> bool:
+    return site["type"] == "sample" and site["is_observed"] and not is_deterministic(site)
+
+
+class _WithScore(torch.autograd.Function):
+    """The traced log density as one node of autograd's graph, whose derivative the trace has computed already."""
+
+    @staticmethod
+    def forward(ctx: Any, latent: Tensor, log_density: LogDensity) -> Tensor:
+        value, score = log_density.value_and_score(latent)
+        ctx.save_for_backward(score)
+        return value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (score,) = ctx.saved_tensors
+        return gradient[:, None] * score, None

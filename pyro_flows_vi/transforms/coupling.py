@@ -1,0 +1,138 @@
+"""Affine coupling flow: NICE and RealNVP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_flows_vi.nets.dense import MLP
+from pyro_flows_vi.nets.parameters import ParameterNet
+from pyro_flows_vi.numerics.stable import temper
+from pyro_flows_vi.transforms.base import Flow
+
+__all__ = ["AffineCoupling", "affine_coupling", "conditional_affine_coupling"]
+
+
+class AffineCoupling(Flow):
+    r"""Affine coupling flow: one part of the coordinates sets the scale and the shift of the rest.
+
+    .. math::
+        y_A = x_A, \qquad y_B = \sigma(x_A) \odot x_B + \mu(x_A), \qquad \log|\det J| = \sum_{i \in B} \log \sigma_i
+
+    with :math:`\log \sigma = \tau(s)`, :math:`\tau(s) = 4 \operatorname{asinh}(s / 4)`, as for
+    :class:`~pyro_flows_vi.transforms.AffineAutoregressive`; the additive form has :math:`\sigma = 1`.
+
+    Step k of a chain splits the coordinates by one binary digit of their index, and every second step by its
+    complement, so that after :math:`2 \lceil \log_2 D \rceil` steps every coordinate has met every other in both roles.
+    Both directions are one pass of the network.
+
+    Source: NICE: Non-linear independent components estimation (Dinh et al., 2014), arXiv:1410.8516; Density estimation
+    using Real NVP (Dinh et al., 2016), arXiv:1605.08803.
+
+    Args:
+        input_dim: D.
+        context_dim: C, or ``None``; the network sees the context beside :math:`x_A`.
+        hidden_dims: widths of the network's hidden layers; ``(max(32, 2 D),) * 2``, at most 128 wide, by default.
+        additive: whether to leave out the scale (NICE).
+        step: k, which chooses the split.
+    """
+
+    order: Tensor
+    back: Tensor
+
+    def __init__(
+        self,
+        input_dim: int,
+        context_dim: int | None = None,
+        hidden_dims: Sequence[int] | None = None,
+        additive: bool = False,
+        step: int = 0,
+    ) -> None:
+        super().__init__(input_dim, context_dim)
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise ValueError(f"expected step to be an integer from 0 on, got {step!r}")
+        self.additive = additive
+        digits = max(1, (input_dim - 1).bit_length())
+        order = torch.arange(input_dim)
+        given = ((order >> (step // 2 % digits)) & 1) == step % 2
+        if input_dim == 1:
+            given[:] = False  # a single coordinate has no other to depend on
+        self.num_given = int(given.sum())
+        #: coordinates of A first, and back
+        self.register_buffer("order", torch.cat([order[given], order[~given]]), persistent=False)
+        self.register_buffer("back", torch.argsort(self.order), persistent=False)
+        seen, moved = self.num_given + (context_dim or 0), input_dim - self.num_given
+        hidden_dims = (min(128, max(32, 2 * input_dim)),) * 2 if hidden_dims is None else hidden_dims
+        self.num_params = moved if additive else 2 * moved
+        self.net: nn.Module
+        if seen:
+            self.net = MLP(seen, self.num_params, hidden_dims, nn.SiLU)
+            with torch.no_grad():
+                self.net.last.weight.mul_(ParameterNet.initial_gain)
+                self.net.last.bias.zero_()
+        else:
+            self.net = ParameterNet({"params": torch.zeros(self.num_params)})
+
+    def _split(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        value = value.index_select(-1, self.order)
+        return value[..., : self.num_given], value[..., self.num_given :]
+
+    def _join(self, given: Tensor, moved: Tensor) -> Tensor:
+        return torch.cat([given, moved], dim=-1).index_select(-1, self.back)
+
+    def _shift_and_log_scale(self, given: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if isinstance(self.net, ParameterNet):
+            params = self.net()["params"].expand(*given.shape[:-1], -1)
+        elif context is None:
+            params = self.net(given)
+        else:
+            params = self.net(torch.cat([given, context.expand(*given.shape[:-1], -1)], dim=-1))
+        if self.additive:
+            return params, torch.zeros_like(params)
+        shift, raw = params.chunk(2, dim=-1)
+        return shift, temper(raw)
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One pass of the network."""
+        given, moved = self._split(x)
+        shift, log_scale = self._shift_and_log_scale(given, context)
+        return self._join(given, torch.addcmul(shift, moved, log_scale.exp())), log_scale.sum(-1)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One pass of the network."""
+        given, moved = self._split(y)
+        shift, log_scale = self._shift_and_log_scale(given, context)
+        return self._join(given, (moved - shift) * torch.exp(-log_scale)), log_scale.sum(-1)
+
+    def _forward_and_score(self, x: Tensor, score: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        given, moved = self._split(x)
+        shift, log_scale = self._shift_and_log_scale(given, context)
+        moved = torch.addcmul(shift, moved, log_scale.exp())
+        score_given, score_moved = self._split(score)
+        score_moved = score_moved * torch.exp(-log_scale.detach())
+        if given.shape[-1]:
+            outputs, cotangents = [moved, log_scale], [score_moved, torch.ones_like(log_scale)]
+            if self.additive:
+                outputs, cotangents = outputs[:1], cotangents[:1]
+            (pulled,) = torch.autograd.grad(outputs, given, cotangents, retain_graph=True)
+            score_given = score_given - pulled
+        return self._join(given, moved), log_scale.sum(-1), self._join(score_given, score_moved)
+
+    def extra_repr(self) -> str:
+        """The dimensions and the form, for ``repr``."""
+        return f"{super().extra_repr()}, additive={self.additive}"
+
+
+def affine_coupling(input_dim: int, hidden_dims: Sequence[int] | None = None, **kwargs: Any) -> AffineCoupling:
+    """An affine coupling flow, called like Pyro's; ``step=1`` turns the roles round."""
+    return AffineCoupling(input_dim, None, hidden_dims, **kwargs)
+
+
+def conditional_affine_coupling(
+    input_dim: int, context_dim: int, hidden_dims: Sequence[int] | None = None, **kwargs: Any
+) -> AffineCoupling:
+    """An affine coupling flow with a context, called like Pyro's."""
+    return AffineCoupling(input_dim, context_dim, hidden_dims, **kwargs)
