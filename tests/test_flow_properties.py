@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+import strategies
 import torch
 from cases import CASES, LAYERS, RECIPES
 from hypothesis import given, settings
@@ -55,13 +56,13 @@ def test_log_det_and_inverse_anywhere(
     name=st.sampled_from(flows.names()),
     input_dim=st.integers(1, 5),
     num_transforms=st.integers(1, 4),
-    hidden=st.lists(st.integers(1, 12), min_size=1, max_size=2),
     context_dim=st.sampled_from([None, 2]),
+    data=st.data(),
 )
 def test_recipes_start_near_the_identity_whatever_the_options(
-    name: str, input_dim: int, num_transforms: int, hidden: list[int], context_dim: int | None
+    name: str, input_dim: int, num_transforms: int, context_dim: int | None, data: st.DataObject
 ) -> None:
-    options = {"hidden_dims": tuple(hidden)} if "hidden_dims" in flows.options(name) else {}
+    options = data.draw(strategies.options(name, input_dim), label="options")
     flow = flows.build(name, input_dim, context_dim, num_transforms, **options).eval()
     x = torch.randn(50, input_dim)
     y, log_det = flow.forward_and_log_det(x, None if context_dim is None else torch.randn(50, context_dim))
