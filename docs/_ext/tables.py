@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -14,6 +15,7 @@ from sphinx.util import logging
 
 from pyro_flows_vi import cli, flows
 from pyro_flows_vi.testing import check_flow
+from pyro_flows_vi.vae.protocols import PROTOCOLS, SOURCES, Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +23,11 @@ PROGRAM = "pyro-flows-vi"
 DIM = 10
 CHECKED_DIM = 3
 STEPS = 4
+#: families of which more than the default is checked for the table of errors
+FORMS: dict[str, tuple[dict[str, Any], ...]] = {
+    "sylvester": ({"form": "orthogonal"}, {"form": "householder"}, {"form": "triangular"}),
+    "iaf": ({}, {"gated": True}),
+}
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -62,19 +69,50 @@ def flow_table() -> str:
     return markdown_table(header, rows)
 
 
+def error_cases() -> list[tuple[str, dict[str, Any]]]:
+    """The families, and those of their forms that are checked one by one."""
+    return [(name, options) for name in flows.names() for options in FORMS.get(name, ({},))]
+
+
 def error_table() -> str:
     """The worst error of each family in the property checks, found while the pages are built."""
     rows = []
-    for name in flows.names():
+    for name, options in error_cases():
         worst: dict[str, float] = {}
         for context_dim in (None, 2):
             torch.manual_seed(0)
-            flow = flows.build(name, CHECKED_DIM, context_dim=context_dim, num_transforms=1)
+            flow = flows.build(name, CHECKED_DIM, context_dim=context_dim, num_transforms=1, **options)
             for check, error in check_flow(flow).items():
                 worst[check] = max(error, worst.get(check, 0.0))
         checks = ("check_log_det", "check_inverse", "check_inverse_gradients")
-        rows.append([f"`{name}`", *(f"{worst[check]:.1e}" if worst[check] else "0" for check in checks)])
+        shown = f"`{name}`" + "".join(f", {option}={value!r}" for option, value in options.items())
+        rows.append([shown, *(f"{worst[check]:.1e}" if worst[check] else "0" for check in checks)])
     return markdown_table(["flow", "log-determinant", "inverse", "gradients through the inverse"], rows)
+
+
+def protocol_table() -> str:
+    """What each preset says of network, optimiser and schedule."""
+    header = ["name", "network", "latent", "batch", "optimiser", "warm-up", "stops after", "source"]
+    return markdown_table(header, (protocol_row(preset) for preset in PROTOCOLS.values()))
+
+
+def protocol_row(preset: Protocol) -> list[str]:
+    widths = "–".join(map(str, preset.hidden_dims))
+    network = {
+        "mlp": f"gated dense layers {widths} on both sides",
+        "gated-conv": f"gated convolutions on both sides, {widths} features",
+    }[preset.network]
+    falling = f" falling to {preset.final_learning_rate:g}" if preset.schedule == "cosine" else ""
+    return [
+        f"`{preset.name}`",
+        network,
+        str(preset.latent_dim),
+        str(preset.batch_size),
+        f"{preset.optimiser.capitalize()}, {preset.learning_rate:g}{falling}",
+        f"{preset.warmup_epochs} epochs",
+        f"{preset.early_stop_epochs} epochs without improvement, or {preset.max_epochs} in all",
+        SOURCES[preset.name],
+    ]
 
 
 def command_help(command: click.Command, *path: str) -> Iterator[str]:
@@ -103,6 +141,7 @@ def write_tables(app: Sphinx) -> None:
         parts = {
             "flows": flow_table(),
             "errors": error_table(),
+            "protocols": protocol_table(),
             "commands": "\n".join(command_help(cli.main)),
             "vae_table": committed(docs, "vae_table"),
             "performance_table": committed(docs, "performance_table"),

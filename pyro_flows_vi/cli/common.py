@@ -6,13 +6,11 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 __all__ = ["FOLDER", "BadInput", "data_options", "device_option", "echo_kept", "settings", "told"]
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 #: the type of an option that names a folder to write to
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -24,7 +22,7 @@ class BadInput(click.ClickException):
     exit_code = 2
 
 
-def told(command: F) -> F:
+def told(command: Callable[..., Any]) -> Callable[..., Any]:
     """Turn the library's errors into a message and exit code 2, and an interruption into 130."""
 
     @functools.wraps(command)
@@ -39,10 +37,10 @@ def told(command: F) -> F:
             click.echo(f"\n{stop}", err=True)
             raise SystemExit(130) from stop
 
-    return told  # type: ignore[return-value]
+    return told
 
 
-def data_options(command: F) -> F:
+def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that name a data set and its folder."""
     data = click.option(
         "--data",
@@ -71,7 +69,7 @@ def _device(context: click.Context, option: click.Parameter, name: str | None) -
     return name
 
 
-def device_option(command: F) -> F:
+def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """The option that names a device."""
     text = "cpu or cuda; the GPU where there is one by default."
     return click.option("--device", callback=_device, help=text)(command)

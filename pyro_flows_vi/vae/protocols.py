@@ -8,7 +8,7 @@ from typing import Any
 
 from pyro_flows_vi.vae.likelihoods import LIKELIHOODS
 
-__all__ = ["PROTOCOLS", "Protocol", "protocol"]
+__all__ = ["PROTOCOLS", "SOURCES", "Protocol", "protocol"]
 
 
 def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -129,6 +129,9 @@ PROTOCOLS: dict[str, Protocol] = {
         max_epochs=80,
     ),
 }
+
+#: where each preset is from
+SOURCES = {"mlp": "arXiv:2004.04795, 1705.07120", "gated-conv": "arXiv:1803.05649", "demo": "this library"}
 
 
 def protocol(name: str, **overrides: Any) -> Protocol:
