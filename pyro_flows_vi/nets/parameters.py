@@ -54,7 +54,7 @@ class ParameterNet(nn.Module):
     def forward(self, context: Tensor | None = None) -> dict[str, Tensor]:
         """The tensors by name, at ``context`` ``(*context_batch, C)`` or free."""
         if self.net is None:
-            return {name: self.get_parameter(name) for name in self.shapes}
+            return {name: getattr(self, name) for name in self.shapes}
         assert context is not None
         flat = self.net(context).split(self.sizes, dim=-1)
         batch = context.shape[:-1]

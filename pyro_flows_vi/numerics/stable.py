@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,8 +34,9 @@ def temper(x: Tensor, k: float = 4.0) -> Tensor:
     The exponential of it is a positive number that grows like the k-th power of the output of a network and not
     exponentially, so that a rare large output cannot blow up the map or flatten it to nothing.
 
-    Written :math:`\pm k \log(a + \sqrt{1 + a^2})` with :math:`a = |x| / k`: torch's asinh is a scalar loop on the
-    processor. The error is one rounding of the logarithm, relative to k and not to x. The slope at zero is 1.
+    Computed as :math:`\pm k \log(a + \sqrt{1 + a^2})` with :math:`a = |x| / k`, since torch's asinh is a scalar
+    loop on the processor. The error is one rounding of the logarithm, relative to k and not to x. Compilers and
+    the transforms of ``torch.func`` see torch's asinh.
 
     Args:
         x: any shape.
@@ -44,9 +46,30 @@ def temper(x: Tensor, k: float = 4.0) -> Tensor:
         >>> temper(torch.tensor([-1e4, 0.0, 0.1, 1e4]), k=2.0)
         tensor([-18.4207,   0.0000,   0.1000,  18.4207])
     """
-    signed = torch.copysign(x.new_full((), k), x.detach())  # never zero, and so neither is the slope
-    a = x / signed
-    return signed * torch.log(a + torch.hypot(a, a.new_ones(())))
+    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    if traced or torch._C._functorch.maybe_current_level() is not None:
+        return k * torch.asinh(x / k)
+    y: Tensor = _Temper.apply(x, k)
+    return y
+
+
+class _Temper(torch.autograd.Function):
+    """The map and its slope in half the passes: all that a network puts out goes through it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, k: float) -> Tensor:
+        radius = torch.hypot(x, x.new_full((), k))
+        y = x.abs().add_(radius).div_(k).log_().mul_(k).copysign_(x)
+        ctx.k = k
+        ctx.save_for_backward(x, radius.reciprocal_().mul_(k))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        x, slope = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient may be differentiated: a slope with a graph
+            slope = ctx.k / torch.hypot(x, x.new_full((), ctx.k))
+        return grad * slope, None
 
 
 def sech2(x: Tensor) -> Tensor:
@@ -65,5 +88,5 @@ def slope_from(tanh: Tensor, gain: Tensor) -> Tensor:
         tanh: t.
         gain: g > 0.
     """
-    square = tanh.square()
-    return torch.log(square + gain.clamp(min=torch.finfo(gain.dtype).tiny) * (1.0 - square))
+    gain = gain.clamp(min=torch.finfo(gain.dtype).tiny)
+    return torch.lerp(gain, gain.new_ones(()), tanh.square()).log()

@@ -91,8 +91,8 @@ class NeuralAutoregressive(Flow):
         self.mixers = nn.ParameterList(0.1 * torch.randn(width, width) for _ in range(2 * depth - 2))
 
     def _map(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        x = x + params[..., 0, :]
-        rows = temper(params[..., 1:, :], k=2.0).unflatten(-2, (-1, self.width)).unbind(-3)
+        move, *rows = params.split([1] + [self.width] * sum(self._sizes), -2)
+        x, rows = x + move.squeeze(-2), [temper(row, k=2.0) for row in rows]
         if self.depth == 1:
             return MIXTURES[self.activation](x, *rows)
         starts = [sum(self._sizes[:i]) for i in range(self.depth)]

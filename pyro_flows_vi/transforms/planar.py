@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from pyro_flows_vi.nets.parameters import ParameterNet
 from pyro_flows_vi.numerics.roots import solve_tanh
@@ -64,36 +65,43 @@ class Planar(Flow):
         u, w = p["u"], p["w"]
         overlap, square = (w * u).sum(-1, keepdim=True), w.square().sum(-1, keepdim=True)
         gain = softplus_one(overlap)
-        square = torch.where(square == 0, 1.0, square)  # w = 0 shifts by a constant, whatever u is
-        u = u + (gain - 1.0 - overlap) / square * w
-        gain = gain[..., 0]
-        return list(zip(u.unbind(-2), w.unbind(-2), p["b"].unbind(-1), gain.unbind(-1), strict=True)), gain
+        # w = 0 shifts by a constant, whatever u is. So small a w makes a gain that rounds to 1.
+        square = square.clamp(min=torch.finfo(square.dtype).eps ** 2)
+        u = torch.addcmul(u, (gain - overlap - 1.0) / square, w)
+        gain = gain.squeeze(-1)
+        parts = u.split(1, -2), w.split(1, -2), p["b"].split(1, -1), gain.split(1, -1)
+        return list(zip(*parts, strict=True)), gain
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """O(D) per step."""
         steps, gain = self._steps(context)
         tanhs = []
         for u, w, b, _ in steps:
-            tanhs.append(torch.tanh(_dot(x, w) + b))
-            x = torch.addcmul(x, u, tanhs[-1][..., None])
-        return x, slope_from(torch.stack(tanhs, -1), gain).sum(-1)
+            tanhs.append(torch.tanh(_ridge(x, w, b)))
+            x = torch.addcmul(x, u.squeeze(-2), tanhs[-1])
+        return x, slope_from(_joined(tanhs), gain).sum(-1)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """O(D) per step, with a scalar root per point."""
         steps, gain = self._steps(context)
         tanhs: list[Tensor] = []
         for u, w, b, g in reversed(steps):
-            tanhs.insert(0, torch.tanh(solve_tanh(_dot(y, w) + b, g)))
-            y = torch.addcmul(y, u, tanhs[0][..., None], value=-1)
-        return y, slope_from(torch.stack(tanhs, -1), gain).sum(-1)
+            tanhs.insert(0, torch.tanh(solve_tanh(_ridge(y, w, b), g)))
+            y = torch.addcmul(y, u.squeeze(-2), tanhs[0], value=-1)
+        return y, slope_from(_joined(tanhs), gain).sum(-1)
 
     def extra_repr(self) -> str:
         """The dimensions and the number of steps, for ``repr``."""
         return f"{super().extra_repr()}, num_transforms={self.num_transforms}"
 
 
-def _dot(x: Tensor, w: Tensor) -> Tensor:
-    return x @ w if w.dim() == 1 else torch.linalg.vecdot(x, w)
+def _ridge(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """w'x + b for w ``(*context_batch, 1, D)`` and b ``(*context_batch, 1)``."""
+    return linear(x, w, b) if w.dim() == 2 else torch.linalg.vecdot(x, w.squeeze(-2))[..., None] + b
+
+
+def _joined(columns: list[Tensor]) -> Tensor:
+    return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
 
 
 def planar(input_dim: int) -> Planar:

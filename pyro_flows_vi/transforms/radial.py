@@ -58,7 +58,8 @@ class Radial(Flow):
         centre, alpha, inner = self._constrained(context)
         offset = x - centre
         r = torch.linalg.vector_norm(offset, dim=-1, keepdim=True)  # of gradient zero at the centre
-        return torch.addcmul(x, (inner - alpha) / (alpha + r), offset), self._log_det(r, alpha, inner)
+        log_det, stretch = self._log_det(r, alpha, inner)
+        return torch.addcmul(x, stretch, offset), log_det
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """O(D), closed form."""
@@ -75,14 +76,16 @@ class Radial(Flow):
             0.5 * (root - p),
         )
         x = centre + offset * ((alpha + r) / (inner + r))
-        return x, self._log_det(r, alpha, inner)
+        return x, self._log_det(r, alpha, inner)[0]
 
-    def _log_det(self, r: Tensor, alpha: Tensor, inner: Tensor) -> Tensor:
+    def _log_det(self, r: Tensor, alpha: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-determinant, and the factor alpha (g - 1) / (alpha + r)."""
         # with t = r / (r + alpha): products of fractions, which do not overflow where r^2 would
-        outside = r + alpha
-        t, near, scaled = r / outside, alpha / outside, inner / outside
+        over = (r + alpha).reciprocal()
+        t, near, scaled = r * over, alpha * over, inner * over
         along = torch.addcmul(torch.addcmul(t, t, near), near, scaled)
-        return torch.add(along.log(), (t + scaled).log(), alpha=self.input_dim - 1)[..., 0]
+        log_det = torch.add(along.log(), (t + scaled).log(), alpha=self.input_dim - 1).squeeze(-1)
+        return log_det, scaled - near
 
 
 def radial(input_dim: int) -> Radial:

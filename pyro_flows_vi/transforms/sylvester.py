@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pyro_flows_vi.nets.parameters import ParameterNet
-from pyro_flows_vi.numerics.linear import matvec, reflect, unit, vecmat
+from pyro_flows_vi.numerics.linear import compact_form, matvec, reflect, unit, vecmat
 from pyro_flows_vi.numerics.roots import solve_tanh
 from pyro_flows_vi.numerics.stable import slope_from
 from pyro_flows_vi.transforms._door import positive
@@ -88,7 +88,7 @@ class Sylvester(Flow):
             return vecmat(x, p["q"])
         if self.form == "triangular":
             return (x.flip(-1) if self.reverse else x)[..., : self.rank]
-        return reflect(x, p["v"])[..., : self.rank]
+        return reflect(x, p["v"], compact=p.get("compact"))[..., : self.rank]
 
     def _from_basis(self, p: dict[str, Tensor], v: Tensor) -> Tensor:
         """Q v, ``(*batch, D)``."""
@@ -97,7 +97,7 @@ class Sylvester(Flow):
         x = pad(v, (0, self.input_dim - self.rank))
         if self.form == "triangular":
             return x.flip(-1) if self.reverse else x
-        return reflect(x, p["v"], reverse=True)
+        return reflect(x, p["v"], reverse=True, compact=p.get("compact"))
 
     def _constrained(self, context: Tensor | None) -> dict[str, Tensor]:
         """The parameters, with orthonormal directions, the parts of R and R-tilde, and 1 + their diagonal products."""
@@ -107,13 +107,17 @@ class Sylvester(Flow):
             p["q"] = torch.linalg.qr(p["q"].to(precise))[0].to(p["q"].dtype)
         elif self.form == "householder":
             p["v"] = unit(p["v"])
-        a, b = p["r"].diagonal(dim1=-2, dim2=-1), p["inner_diagonal"]
+            compact = compact_form(p["v"])
+            if compact is not None:
+                p["compact"] = compact
+        free = torch.stack([p["r"].diagonal(dim1=-2, dim2=-1), p["inner_diagonal"]])
         # 1 + tanh a tanh b as a sum of positive terms, which stays positive where the product rounds to -1
-        twice = 2.0 * torch.stack([a, b])
-        gain = 2.0 * (torch.sigmoid(twice).prod(0) + torch.sigmoid(-twice).prod(0))
+        (a, b), (not_a, not_b) = torch.sigmoid(2.0 * free), torch.sigmoid(-2.0 * free)
+        gain = 2.0 * torch.addcmul(a * b, not_a, not_b)
+        outer, inner = torch.tanh(free)
         # R-tilde is kept transposed, as the lower half of one matrix whose upper half is R.
         upper, lower = torch.triu(p["r"], 1), torch.tril(p["r"], -1)
-        return p | {"outer": torch.tanh(a), "inner": torch.tanh(b), "upper": upper, "lower": lower, "gain": gain}
+        return p | {"outer": outer, "inner": inner, "upper": upper, "lower": lower, "gain": gain}
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """O(D M + M^2) per point, and Q."""
