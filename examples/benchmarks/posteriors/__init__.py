@@ -4,7 +4,7 @@
 >>> posterior = SUITE["eight_schools_centred"]
 >>> posterior.model(*posterior.args)
 >>> truth(posterior.name)["sites"]["tau"]["sd"]
-[3.0...]
+[3.2706104]
 """
 
 from __future__ import annotations

@@ -95,8 +95,11 @@ def insect_sprays(spray: Tensor, count: Tensor) -> None:
 
 
 def remission_weibull(arm: Tensor, weeks: Tensor, seen: Tensor, first: Tensor) -> None:
-    """Weibull times after a guaranteed span, one for each arm, that cannot exceed the first week on record."""
-    shape = pyro.sample("shape", dist.LogNormal(0.5, 0.5))
+    """Weibull times after a guaranteed span, one for each arm, that cannot exceed the first week on record.
+
+    The shape stays above one: below, the likelihood has a pole where a span ends in the first week.
+    """
+    shape = pyro.sample("shape", dist.Uniform(1.0, 5.0))
     with pyro.plate("arms", 2):
         scale = pyro.sample("scale", dist.LogNormal(2.5, 1.0))
         guarantee = pyro.sample("guarantee", dist.Uniform(torch.zeros_like(first), first))

@@ -95,8 +95,11 @@ def insect_sprays(spray: Array, count: Array) -> None:
 
 
 def remission_weibull(arm: Array, weeks: Array, seen: Array, first: Array) -> None:
-    """Weibull times after a guaranteed span, one for each arm, that cannot exceed the first week on record."""
-    shape = numpyro.sample("shape", dist.LogNormal(0.5, 0.5))
+    """Weibull times after a guaranteed span, one for each arm, that cannot exceed the first week on record.
+
+    The shape stays above one: below, the likelihood has a pole where a span ends in the first week.
+    """
+    shape = numpyro.sample("shape", dist.Uniform(1.0, 5.0))
     with numpyro.plate("arms", 2):
         scale = numpyro.sample("scale", dist.LogNormal(2.5, 1.0))
         guarantee = numpyro.sample("guarantee", dist.Uniform(jnp.zeros_like(first), first))
