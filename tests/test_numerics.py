@@ -56,6 +56,13 @@ def test_solve_tanh_in_float32() -> None:
     assert ((s - exact).abs() <= allowed).all()
 
 
+def test_solve_tanh_has_second_derivatives() -> None:
+    target = torch.tensor([-8.0, -0.3, 0.0, 0.7, 5.0], dtype=F64, requires_grad=True)
+    gain = torch.tensor([[0.05], [1.0], [6.0]], dtype=F64, requires_grad=True)
+    assert torch.autograd.gradcheck(solve_tanh, (target, gain), check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(solve_tanh, (target, gain))
+
+
 Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 HARD: dict[str, Function] = {
@@ -108,6 +115,15 @@ def test_solve_monotone_gradients_are_implicit() -> None:
     slope = (1 + 3 * a * x.square()).detach()
     torch.testing.assert_close(to_target, 1 / slope, rtol=1e-12, atol=0)
     torch.testing.assert_close(to_a, -(x.detach() ** 3) / slope, rtol=1e-12, atol=0)
+
+
+def test_solve_monotone_refuses_second_derivatives() -> None:
+    target = torch.tensor([-4.0, 0.3], dtype=F64, requires_grad=True)
+    x = solve_monotone(lambda x: (x + x**3, torch.log1p(3 * x.square())), target)
+    (slope,) = torch.autograd.grad(x.sum(), target, create_graph=True)
+    torch.testing.assert_close(slope, 1 / (1 + 3 * x.square()))
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        torch.autograd.grad(slope.sum(), target)
 
 
 @pytest.mark.parametrize("bounded", [torch.tanh, torch.sigmoid])
@@ -176,11 +192,32 @@ def test_temper_is_smooth_at_zero_too(k: float) -> None:
     torch.testing.assert_close(bend, -(x / k**2) * (1 + (x / k).square()).pow(-1.5))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_temper_is_one_graph_and_maps() -> None:
     x = torch.randn(4, 3, dtype=F64)
+    x[0, 0] = 0.0
     y = temper(x, 2.0)
     torch.testing.assert_close(torch.func.vmap(lambda v: temper(v, 2.0))(x), y)
     torch.testing.assert_close(torch.compile(temper, fullgraph=True, backend="aot_eager")(x, 2.0), y)
+    torch.testing.assert_close(torch.jit.trace(lambda v: temper(v, 2.0), (x,))(x), y)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, in jacfwd
+def test_temper_has_all_derivatives() -> None:
+    x = torch.tensor([-3.0, 0.0, 0.4, 20.0], dtype=F64, requires_grad=True)
+    assert torch.autograd.gradcheck(temper, x, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(temper, x)
+
+    def cubed(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda v: f(v).pow(3).sum()
+
+    exact = torch.func.hessian(cubed(lambda v: 4 * torch.asinh(v / 4)))(x.detach())
+    for hessian in (
+        torch.func.hessian,
+        lambda f: torch.func.jacfwd(torch.func.jacfwd(f)),
+        lambda f: lambda v: torch.autograd.functional.hessian(f, v),
+    ):
+        torch.testing.assert_close(hessian(cubed(temper))(x.detach()), exact)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-__all__ = ["implicit_gradient", "solve_fixed_point"]
+__all__ = ["ImplicitGradient", "implicit_gradient", "solve_fixed_point"]
 
 PATIENCE = 30
 
@@ -64,7 +63,7 @@ def solve_fixed_point(
     )
 
 
-class _ImplicitGradient(torch.autograd.Function):
+class ImplicitGradient(torch.autograd.Function):
     """The identity, whose backward pass solves for the gradient of the implicit function theorem."""
 
     @staticmethod
@@ -74,11 +73,33 @@ class _ImplicitGradient(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.solve = inputs[1]
+        ctx.save_for_backward(output)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.solve(gradient), None
+        with torch.no_grad():
+            solution = ctx.solve(gradient)
+        # The solution depends on x too: torch's once_differentiable would look at the gradient alone.
+        return _Final.apply(solution, gradient, *ctx.saved_tensors), None
+
+
+class _Final(torch.autograd.Function):
+    """The identity on the first argument, which refuses to be differentiated."""
+
+    @staticmethod
+    def forward(value: Tensor, *origins: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        raise RuntimeError(
+            "second derivatives through an inverse that is searched for are not available; "
+            "differentiate the forward direction twice instead"
+        )
 
 
 def implicit_gradient(value: Tensor, adjoint: Callable[[Tensor], Tensor], max_iterations: int = 2000) -> Tensor:
@@ -100,5 +121,5 @@ def implicit_gradient(value: Tensor, adjoint: Callable[[Tensor], Tensor], max_it
         gradient = gradient / scale
         return scale * solve_fixed_point(lambda v: gradient + adjoint(v), gradient, max_iterations, "implicit gradient")
 
-    result: Tensor = _ImplicitGradient.apply(value, solve)
+    result: Tensor = ImplicitGradient.apply(value, solve)
     return result

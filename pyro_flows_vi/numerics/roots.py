@@ -1,23 +1,25 @@
 """Roots of increasing scalar functions, elementwise over tensors, with implicit gradients.
 
-The searches run without a graph and all elements together. One differentiable Newton step from the detached
-root then carries the gradient of the implicit function theorem, dx = (dt - df) / f', to the target and to
-whatever the function closes over. It is right to first order only: the slope is a constant of that step.
+The searches run without a graph and all elements together. The gradient is that of the implicit function theorem,
+dx = (dt - df) / f', to the target and to whatever the function depends on. That of :func:`solve_tanh` can be
+differentiated again; that of :func:`solve_monotone` cannot, and says so.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_flows_vi.numerics.fixed_point import ImplicitGradient
 from pyro_flows_vi.numerics.stable import sech2
 
 __all__ = ["solve_monotone", "solve_tanh"]
 
-TANH_STEPS = 14
+TANH_STEPS = 15
 FREE_STEPS = 4
 SEARCH_STEPS = 300
 
@@ -35,10 +37,20 @@ def solve_tanh(target: Tensor, gain: Tensor) -> Tensor:
         gain: g > 0, broadcast against t.
 
     Returns:
-        s, with gradients to both arguments.
+        s, with derivatives of any order to both arguments.
     """
     gain = gain.clamp(min=torch.finfo(gain.dtype).tiny)
-    with torch.no_grad():
+    root: Tensor = _SolveTanh.apply(*torch.broadcast_tensors(target, gain))
+    return root
+
+
+class _SolveTanh(torch.autograd.Function):
+    """The root, whose derivatives are functions of the root itself and so can be differentiated again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(target: Tensor, gain: Tensor) -> Tensor:
         size, k = target.abs(), gain - 1.0
         concave_start = torch.maximum(size - k, size / gain)
         # For k > 0 also a bound from the tail, 1 - tanh s = 2 / (e^2s + 1): s = log(k / m) / 2 with m >= 1 and
@@ -51,8 +63,17 @@ def solve_tanh(target: Tensor, gain: Tensor) -> Tensor:
         s = torch.where(k > 0, concave_start, convex_start)
         for _ in range(TANH_STEPS):
             s = s - (s + k * torch.tanh(s) - size) / _tanh_slope(s, gain)
-        s = torch.copysign(s, target)
-    return s - (s + (gain - 1.0) * torch.tanh(s) - target) / _tanh_slope(s, gain).detach()
+        return torch.copysign(s, target)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output, inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        s, gain = ctx.saved_tensors
+        grad = grad / _tanh_slope(s, gain)
+        return grad, -grad * torch.tanh(s)
 
 
 def _tanh_slope(s: Tensor, gain: Tensor) -> Tensor:
@@ -79,7 +100,8 @@ def solve_monotone(
 
     Returns:
         x, the point of the search with the smallest residual, with gradients to the target and to what the
-        function closes over. Where f is flat to machine precision x is only as good as the target allows.
+        function closes over; a second derivative raises. Where f is flat to machine precision x is only as good as
+        the target allows.
 
     Raises:
         ValueError: if the target or the function's values are NaN or infinite.
@@ -87,11 +109,12 @@ def solve_monotone(
     """
     with torch.no_grad():
         x, log_slope = _search(function, target.detach(), (target if start is None else start).detach())
-        # The slope is a constant of the Newton step; its floor keeps 0 * inf out of the gradient.
+        # The floor keeps 0 * inf out of the gradient.
         inverse_slope = torch.exp(-log_slope.clamp(min=-0.4 * math.log(torch.finfo(x.dtype).max)))
-    residual = function(x)[0] - target
-    # The step carries the gradient only: its value is rounding error, which a flat f would blow up.
-    return x - (residual - residual.detach()) * inverse_slope
+    residual = target - function(x)[0]
+    # A Newton step that carries the gradient only: its value is rounding error, which a flat f would blow up.
+    root: Tensor = ImplicitGradient.apply(x + (residual - residual.detach()), inverse_slope.mul)
+    return root
 
 
 def _search(function: Callable[[Tensor], tuple[Tensor, Tensor]], target: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_flows_vi.nets.lipschitz import Linearisation, LipschitzMLP
-from pyro_flows_vi.numerics.fixed_point import implicit_gradient, solve_fixed_point
+from pyro_flows_vi.numerics.fixed_point import ImplicitGradient, implicit_gradient, solve_fixed_point
 from pyro_flows_vi.numerics.log_det import (
     LogDetEstimate,
     Roulette,
@@ -145,11 +145,15 @@ class Residual(Flow):
         root = solve_fixed_point(lambda x: y - linearise(x)[0], y, most, "inverse of a residual flow")
         g, linearisation = linearise(root)
         if self.exact_log_det:
-            # One Newton step: the whole inverse Jacobian is at hand, and it carries the implicit gradient.
-            jacobian = linearisation.jacobian().detach()
-            eye = torch.eye(self.input_dim, dtype=y.dtype, device=y.device)
-            step = torch.linalg.solve(eye + jacobian, (root + g - y).unsqueeze(-1))
-            x = root - step.squeeze(-1)
+            # One Newton step, as the whole Jacobian is at hand, and the implicit gradient by the same matrix.
+            slope = linearisation.jacobian().detach() + torch.eye(self.input_dim, dtype=y.dtype, device=y.device)
+            residual = y - g
+            change = residual.detach()
+            step = torch.linalg.solve(slope, (root - change).unsqueeze(-1)).squeeze(-1)
+            x = ImplicitGradient.apply(
+                root - step + (residual - change),
+                lambda v: torch.linalg.solve(slope.mT, v.unsqueeze(-1)).squeeze(-1),
+            )
         else:
             x = implicit_gradient(y - g, lambda v: -linearisation.vjp(v), most)
         return x, self._log_det(x, linearise(x)[1])
