@@ -123,7 +123,7 @@ def test_nuts_meets_the_closed_form(records: dict[str, dict[str, Any]]) -> None:
 def test_numpyro_twins_are_the_same_models(name: str) -> None:
     gaps, levels = log_joint_gaps(SUITE[name])
     assert np.isfinite(levels).all()
-    assert np.ptp(levels) > 1.0
+    assert np.ptp(levels) > 0.1  # the points differ
     assert np.abs(gaps - gaps[0]).max() < 1e-7 + 2e-8 * np.abs(levels).max()
 
 

@@ -29,7 +29,7 @@ def coal_mining_process(inputs: Tensor, counts: Tensor) -> None:
     """Poisson counts whose log rate is a Gaussian process with unknown amplitude and lengthscale."""
     level = pyro.sample("level", dist.Normal(0.0, 2.0))
     amplitude = pyro.sample("amplitude", dist.HalfNormal(1.0))
-    lengthscale = pyro.sample("lengthscale", dist.InverseGamma(3.0, 6.0))
+    lengthscale = pyro.sample("lengthscale", dist.LogNormal(0.7, 0.5))
     distance = (inputs[:, None] - inputs) / lengthscale
     covariance = amplitude**2 * torch.exp(-0.5 * distance**2) + 1e-4 * torch.eye(len(inputs))
     with pyro.plate("spans", len(inputs)):

@@ -29,6 +29,7 @@ SEARCHES = 12  # for modes
 TARGET_ACCEPT = 0.9
 # Posteriors whose curvature changes so much from place to place that the common step size is too long somewhere.
 CAREFUL = {
+    "coal_mining_process": 0.98,
     "diabetes_horseshoe": 0.995,
     "eight_schools_centred": 0.98,
     "eight_schools_noncentred": 0.98,

@@ -30,7 +30,7 @@ def coal_mining_process(inputs: Array, counts: Array) -> None:
     """Poisson counts whose log rate is a Gaussian process with unknown amplitude and lengthscale."""
     level = numpyro.sample("level", dist.Normal(0.0, 2.0))
     amplitude = numpyro.sample("amplitude", dist.HalfNormal(1.0))
-    lengthscale = numpyro.sample("lengthscale", dist.InverseGamma(3.0, 6.0))
+    lengthscale = numpyro.sample("lengthscale", dist.LogNormal(0.7, 0.5))
     distance = (inputs[:, None] - inputs) / lengthscale
     covariance = amplitude**2 * jnp.exp(-0.5 * distance**2) + 1e-4 * jnp.eye(len(inputs))
     with numpyro.plate("spans", len(inputs)):
