@@ -39,6 +39,8 @@ LAYERS: dict[str, Case] = {
     "affine-coupling-second": lambda d, c: AffineCoupling(d, c, step=1),
     "additive-coupling": lambda d, c: AffineCoupling(d, c, (6,), additive=True, step=2),
     "affine": lambda d, c: Affine(d, 0.5, 2.0),
+    "affine-tails": lambda d, c: Affine(d, 0.5, 2.0, tails=True),
+    "affine-diagonal-tails": lambda d, c: Affine(d, dense=False, tails=True),
     "affine-diagonal": lambda d, c: Affine(d, dense=False),
     "affine-autoregressive": lambda d, c: AffineAutoregressive(d, c),
     "affine-autoregressive-gated": lambda d, c: AffineAutoregressive(d, c, gated=True),

@@ -1,7 +1,28 @@
-"""What does not depend on the kind of model: checkpoints, interruptions, progress."""
+"""From a model to a posterior: log density, objectives, fit; checkpoints, interruptions, progress."""
 
 from pyro_flows_vi.infer.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from pyro_flows_vi.infer.fit import fit
 from pyro_flows_vi.infer.interruption import Interruption
+from pyro_flows_vi.infer.log_density import LogDensity
+from pyro_flows_vi.infer.objectives import ELBO, IWELBO, DReG, PathELBO, Renyi, linear_tempering
+from pyro_flows_vi.infer.plateau import Plateau
 from pyro_flows_vi.infer.progress import progress_bar
+from pyro_flows_vi.infer.result import FitResult
 
-__all__ = ["Interruption", "load_checkpoint", "progress_bar", "save_checkpoint", "write_atomically"]
+__all__ = [
+    "ELBO",
+    "IWELBO",
+    "DReG",
+    "FitResult",
+    "Interruption",
+    "LogDensity",
+    "PathELBO",
+    "Plateau",
+    "Renyi",
+    "fit",
+    "linear_tempering",
+    "load_checkpoint",
+    "progress_bar",
+    "save_checkpoint",
+    "write_atomically",
+]

@@ -9,13 +9,23 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import ImproperUniform
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
-__all__ = ["Layout", "Site", "Unconstrained", "is_deterministic", "is_latent", "read_layout"]
+__all__ = [
+    "Layout",
+    "Site",
+    "Unconstrained",
+    "init_or_origin",
+    "is_deterministic",
+    "is_latent",
+    "read_layout",
+    "trace_model",
+]
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,9 @@ class Unconstrained(Messenger):
 
     Attributes:
         log_det: the sum of the log-determinants of the bijections.
+
+    Raises:
+        ValueError: for a latent site that the layout does not have.
     """
 
     def __init__(self, layout: Layout, latent: Tensor) -> None:
@@ -91,6 +104,10 @@ class Unconstrained(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         part = self.parts.get(msg["name"])
+        if part is None and is_latent(msg) and msg["value"] is None:
+            raise ValueError(
+                f"the latent site {msg['name']!r} is not there in every run: expected the same sites each time"
+            )
         if part is None or msg["is_observed"]:
             return
         to_support = biject_to(msg["fn"].support)
@@ -177,7 +194,34 @@ def _labels(name: str, shape: torch.Size) -> list[str]:
     return [f"{name}[{', '.join(map(str, index))}]" for index in indices.tolist()]
 
 
+def init_or_origin(init_loc_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """An init function that takes the image of the origin where ``init_loc_fn`` needs draws of an improper prior."""
+
+    def init(site: Any = None) -> Any:
+        if site is None:
+            return init
+        try:
+            return init_loc_fn(site)
+        except NotImplementedError:
+            return _origin(site["fn"])
+
+    return init
+
+
+class _WithoutDraws(Messenger):
+    """Lets a model run whose improper priors have no draws."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if is_latent(msg) and msg["value"] is None and not msg["done"] and isinstance(msg["fn"], ImproperUniform):
+            msg["value"] = _origin(msg["fn"])
+
+
+def _origin(fn: Any) -> Tensor:
+    to_support = biject_to(fn.support)
+    return to_support(torch.zeros(to_support.inverse_shape(fn.shape())))
+
+
 def trace_model(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
     """One run of a model, unseen by the handlers around it."""
     with poutine.block(), torch.no_grad(), pyro.validation_enabled(False):
-        return poutine.trace(model).get_trace(*args, **kwargs)
+        return poutine.trace(_WithoutDraws()(model)).get_trace(*args, **kwargs)

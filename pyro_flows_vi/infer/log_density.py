@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from torch import Tensor
 from torch.distributions import biject_to
@@ -16,9 +18,21 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pyro_flows_vi.infer.layout import Layout, Unconstrained, is_deterministic, is_latent, read_layout, trace_model
+from pyro_flows_vi.infer.layout import (
+    Layout,
+    Unconstrained,
+    init_or_origin,
+    is_deterministic,
+    is_latent,
+    read_layout,
+    trace_model,
+)
+from pyro_flows_vi.infer.score_node import WithScore
+from pyro_flows_vi.transforms._door import is_traced
 
 __all__ = ["LogDensity"]
+
+LinAlgError: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
 
 class LogDensity:
@@ -33,7 +47,8 @@ class LogDensity:
 
     A model that cannot be vectorised (its Python code branches on a latent value, say) is run once per particle,
     with one warning. A model with learnable parameters of its own (``pyro.param``) is vectorised but not traced, so
-    that gradients reach them.
+    that gradients reach them; nor is one that branches on values of its data. At a particle where a matrix has no
+    Cholesky factor the density is NaN.
 
     Args:
         model: any Pyro model with continuous latents and a structure that does not change.
@@ -66,8 +81,10 @@ class LogDensity:
         self.leaves, self._structure = tree_flatten((args, kwargs))
         first = trace_model(model, args, kwargs)
         self.layout: Layout = read_layout(first)
-        self._require_same_sites(first)
-        self.has_parameters = any(site["type"] == "param" for site in first.nodes.values())
+        self._require_same_sites(trace_model(model, args, kwargs))
+        values = [cast(Any, site)["value"] for site in first.nodes.values() if site["type"] == "param"]
+        self._parameters = [p.unconstrained() if hasattr(p, "unconstrained") else p for p in values]
+        self.has_parameters = any(p.requires_grad for p in self._parameters)
         self.trace = trace and not self.has_parameters
         self.vectorized = True
         self._graphs: dict[tuple[Any, ...], Callable[..., tuple[Tensor, Tensor]]] = {}
@@ -77,29 +94,36 @@ class LogDensity:
         """D, the length of the flat vector."""
         return self.layout.latent_dim
 
+    def parameters(self) -> list[Tensor]:
+        """The learnable parameters of the model itself, unconstrained."""
+        return [p for p in self._parameters if p.requires_grad]
+
     def rebind(self, *args: Any, **kwargs: Any) -> LogDensity:
-        """Use other data from now on; nothing is traced anew while their shapes stay as they are."""
+        """Use other data from now on; nothing is traced anew while only the values of tensors change.
+
+        Raises:
+            ValueError: for arguments of another structure, or with which the model has other latent sites.
+        """
         leaves, structure = tree_flatten((args, kwargs))
         if structure != self._structure:
             raise ValueError(f"expected arguments of the structure {self._structure}, got {structure}")
+        if list(map(_mark, leaves)) != list(map(_mark, self.leaves)):
+            self._require_same_sites(trace_model(self.model, args, kwargs))
+            self._graphs.clear()
         self.leaves = leaves
         return self
 
     def __call__(self, latent: Tensor) -> Tensor:
-        """The log joint density at ``(n, D)``: ``(n,)``; differentiable (once where it is traced)."""
-        if latent.dim() != 2 or latent.shape[1] != self.latent_dim:
-            raise ValueError(f"expected latents of shape (n, {self.latent_dim}), got {tuple(latent.shape)}")
-        if self.trace and self.vectorized and latent.requires_grad and torch.is_grad_enabled():
-            return _WithScore.apply(latent, self)
-        if self.vectorized:
-            try:
-                return torch.func.vmap(self._log_joint, (0, None), randomness="same")(latent, self.leaves)
-            except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-                self._fall_back(latent, error)
-        return torch.stack([self._log_joint(row, self.leaves) for row in latent])
+        """The log joint density at ``(n, D)``: ``(n,)``; differentiable, a second time by another run of the model."""
+        self._require_flat(latent)
+        wanted = latent.requires_grad and torch.is_grad_enabled()
+        if self.trace and self.vectorized and wanted and not is_traced(latent):
+            return WithScore.apply(latent, self)
+        return self._untraced(latent)
 
     def value_and_score(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         r"""The log joint density and its gradient :math:`\nabla_u \ell`: ``(n,)`` and ``(n, D)``, both detached."""
+        self._require_flat(latent)
         latent = latent.detach()
         if self.trace and self.vectorized:
             tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
@@ -109,10 +133,11 @@ class LogDensity:
                 if graph is not None:
                     self._graphs[key] = graph
             if key in self._graphs:
-                return self._graphs[key](latent, *tensors)
+                with suppress(LinAlgError):  # of one particle: found below, one by one
+                    return self._graphs[key](latent, *tensors)
         with torch.enable_grad():
             latent = latent.requires_grad_()
-            value = self(latent)
+            value = self._untraced(latent)
             (score,) = torch.autograd.grad(value.sum(), latent)
         return value.detach(), score
 
@@ -121,30 +146,40 @@ class LogDensity:
         return self._per_particle(latent, lambda run: {k: v["value"] for k, v in run.items() if not _observed(v)})
 
     def log_likelihood(self, latent: Tensor) -> dict[str, Tensor]:
-        """The pointwise log-likelihoods of the observed sites at ``(n, D)``, each ``(n, *batch_shape)``."""
-        return self._per_particle(
-            latent, lambda run: {k: v["fn"].log_prob(v["value"]) for k, v in run.items() if _observed(v)}
-        )
+        """The pointwise log-likelihoods of the observed sites at ``(n, D)``, each ``(n, *batch_shape)``.
+
+        Without the factors of ``poutine.scale`` and subsampling; 0 where ``poutine.mask`` leaves a value out.
+        """
+
+        def pointwise(site: Any) -> Tensor:
+            return scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+
+        return self._per_particle(latent, lambda run: {k: pointwise(v) for k, v in run.items() if _observed(v)})
 
     def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
         """The flat vector ``(D,)`` of constrained values, one for each latent site.
 
         Raises:
-            ValueError: for a site without a value.
+            ValueError: for a site without a value, or with one of another shape.
         """
         missing = [site.name for site in self.layout if site.name not in values]
         if missing:
             raise ValueError(f"expected a value for each latent site, got none for {', '.join(missing)}")
+        for site in self.layout:
+            if (shape := values[site.name].shape) != site.shape:
+                raise ValueError(f"expected {site.name!r} to have the shape {tuple(site.shape)}, got {tuple(shape)}")
         conditioned = poutine.condition(self.model, {site.name: values[site.name] for site in self.layout})
         return self._flat(trace_model(conditioned, *self._arguments(self.leaves)))
 
     def initial(self, init_loc_fn: Callable[..., Any] = init_to_median) -> Tensor:
         """A flat vector ``(D,)`` that one of Pyro's init functions chooses."""
-        return self._flat(trace_model(InitMessenger(init_loc_fn)(self.model), *self._arguments(self.leaves)))
+        return self._flat(
+            trace_model(InitMessenger(init_or_origin(init_loc_fn))(self.model), *self._arguments(self.leaves))
+        )
 
     def blame(self, latent: Tensor) -> list[str]:
         """The sites whose log density at ``(D,)`` is not finite, to be named in an error."""
-        with torch.no_grad():
+        with torch.no_grad(), pyro.validation_enabled(False):
             run = self._run(latent, self.leaves)[0]
             run.compute_log_prob()
         return [k for k, v in run.nodes.items() if v["type"] == "sample" and not bool(v["log_prob_sum"].isfinite())]
@@ -164,12 +199,36 @@ class LogDensity:
         handler = Unconstrained(self.layout, latent)
         with poutine.block(), pyro.validation_enabled(False):
             trace = poutine.trace(handler(self.model)).get_trace(*args, **kwargs)
+        absent = [name for name in handler.parts if name not in trace]
+        if absent:
+            raise ValueError(f"the latent site {absent[0]!r} is not there in every run: expected the same each time")
         return trace, handler.log_det
 
     def _log_joint(self, latent: Tensor, leaves: list[Any]) -> Tensor:
         trace, log_det = self._run(latent, leaves)
         with pyro.validation_enabled(False):
             return trace.log_prob_sum() + log_det
+
+    def _untraced(self, latent: Tensor) -> Tensor:
+        """By a run of the model for all particles, or else one for each."""
+        if self.vectorized:
+            try:
+                return torch.func.vmap(self._log_joint, (0, None), randomness="same")(latent, self.leaves)
+            except LinAlgError:
+                pass  # one particle's matrix has no factor, for which the others shall not suffer
+            except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+                self._fall_back(latent, error)
+        return torch.stack([self._of_one(row) for row in latent])
+
+    def _of_one(self, row: Tensor) -> Tensor:
+        try:
+            return self._log_joint(row, self.leaves)
+        except LinAlgError:
+            return torch.nan * row.sum()
+
+    def _require_flat(self, latent: Tensor) -> None:
+        if latent.dim() != 2 or latent.shape[1] != self.latent_dim or not len(latent):
+            raise ValueError(f"expected latents of shape (n, {self.latent_dim}), got {tuple(latent.shape)}")
 
     def _per_particle(self, latent: Tensor, read: Callable[[dict[str, Any]], dict[str, Tensor]]) -> dict[str, Tensor]:
         def one(row: Tensor) -> dict[str, Tensor]:
@@ -178,6 +237,7 @@ class LogDensity:
             with pyro.validation_enabled(False):
                 return read(sites)
 
+        self._require_flat(latent)
         with torch.no_grad():
             if self.vectorized:
                 try:
@@ -199,8 +259,10 @@ class LogDensity:
 
         try:
             graph: GraphModule = make_fx(value_and_score)(latent, *tensors)
-        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-            self._fall_back(latent, error)
+        except LinAlgError:
+            return None
+        except (RuntimeError, ValueError, TypeError, NotImplementedError):
+            self.trace = False  # if it is not the vectorised run but the graph that failed, the former goes on
             return None
         graph.graph.eliminate_dead_code()
         graph.recompile()
@@ -215,15 +277,12 @@ class LogDensity:
             f"the model cannot be vectorised, and is run once per particle, which is slow: {reason}", stacklevel=4
         )
 
-    def _require_same_sites(self, first: poutine.Trace) -> None:
-        second = trace_model(self.model, *self._arguments(self.leaves))
-        shapes = [
-            {k: tuple(cast(Any, v)["value"].shape) for k, v in t.nodes.items() if is_latent(v)} for t in (first, second)
-        ]
+    def _require_same_sites(self, run: poutine.Trace) -> None:
+        shapes = [{site.name: tuple(site.shape) for site in layout} for layout in (self.layout, read_layout(run))]
         changed = sorted(k for k in shapes[0].keys() | shapes[1].keys() if shapes[0].get(k) != shapes[1].get(k))
         if changed:
             raise ValueError(
-                f"the model's structure changes from run to run: in two runs, {', '.join(map(repr, changed))} had the "
+                f"the model's structure changes: in two runs, {', '.join(map(repr, changed))} had the "
                 f"shapes {[s.get(changed[0], 'absent') for s in shapes]}; expected the same latent sites each time"
             )
 
@@ -232,17 +291,8 @@ def _observed(site: Any) -> bool:
     return site["type"] == "sample" and site["is_observed"] and not is_deterministic(site)
 
 
-class _WithScore(torch.autograd.Function):
-    """The traced log density as one node of autograd's graph, whose derivative the trace has computed already."""
-
-    @staticmethod
-    def forward(ctx: Any, latent: Tensor, log_density: LogDensity) -> Tensor:
-        value, score = log_density.value_and_score(latent)
-        ctx.save_for_backward(score)
-        return value
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (score,) = ctx.saved_tensors
-        return gradient[:, None] * score, None
+def _mark(leaf: Any) -> Any:
+    """What of an argument a graph depends on; of a mutable object that is no tensor, everything."""
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.dtype, leaf.device
+    return (type(leaf), leaf) if isinstance(leaf, bool | int | float | str | None) else object()

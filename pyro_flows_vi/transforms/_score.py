@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyro_flows_vi.transforms._door import is_traced
+
 if TYPE_CHECKING:
     from pyro_flows_vi.transforms.base import Flow
 
@@ -55,6 +57,6 @@ def score_by_substitution(x: Tensor, y: Tensor, log_slope: Tensor, score: Tensor
     for _ in range(x.shape[-1]):
         correction = (target - pull(solution)) / slope
         solution = solution + correction
-        if bool((correction.abs() <= tolerance * (1.0 + solution.abs())).all()):
+        if not is_traced(x) and bool((correction.abs() <= tolerance * (1.0 + solution.abs())).all()):
             break
     return solution.detach()

@@ -18,7 +18,7 @@ from pyro_flows_vi.transforms._score import score_by_inverse
 
 __all__ = ["Conditioned", "Flow", "Inverse"]
 
-Pair, Triple = tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]
+Pair = tuple[Tensor, Tensor]
 
 
 class Flow(ConditionalTransform, TransformModule):
@@ -54,8 +54,7 @@ class Flow(ConditionalTransform, TransformModule):
     #: whether one call in that direction costs about one pass of the flow's network
     fast_forward: bool = True
     fast_inverse: bool = True
-    #: whether ``log_det`` is exact, rather than an unbiased estimate
-    exact_log_det: bool = True
+    exact_log_det: bool = True  #: whether ``log_det`` is exact, rather than an unbiased estimate
     triangular: bool = False  #: whether y_i depends on x_1, ..., x_i only
 
     def __init__(self, input_dim: int, context_dim: int | None = None) -> None:
@@ -78,7 +77,9 @@ class Flow(ConditionalTransform, TransformModule):
         """Map target to base: ``(x, log|det dy/dx| at x)``."""
         raise TypeError(f"{type(self).__name__} is a Flow and has to define inverse_and_log_det")
 
-    def forward_and_score(self, x: Tensor, score: Tensor, context: Tensor | None = None) -> Triple:
+    def forward_and_score(
+        self, x: Tensor, score: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         r"""``(y, log_det, score at y)``, for a draw ``x`` of a base with ``score`` :math:`\nabla_x \log p(x)`.
 
         The score of y is :math:`\nabla_y \log q(y) = J^{-T} (\nabla_x \log p(x) - \nabla_x \log|\det J|)`, without
@@ -88,7 +89,7 @@ class Flow(ConditionalTransform, TransformModule):
         with torch.enable_grad():
             return self._forward_and_score(x if x.requires_grad else x.detach().requires_grad_(), score, context)
 
-    def _forward_and_score(self, x: Tensor, score: Tensor, context: Tensor | None) -> Triple:
+    def _forward_and_score(self, x: Tensor, score: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         y, log_det = self.forward_and_log_det(x, context)
         return y, log_det, score_by_inverse(self, y, score, context)
 
@@ -174,8 +175,7 @@ class Flow(ConditionalTransform, TransformModule):
 
     def extra_repr(self) -> str:
         """The dimensions, for ``repr``."""
-        context = "" if self.context_dim is None else f", context_dim={self.context_dim}"
-        return f"input_dim={self.input_dim}{context}"
+        return f"input_dim={self.input_dim}" + (f", context_dim={self.context_dim}" if self.context_dim else "")
 
 
 class Inverse(Flow):

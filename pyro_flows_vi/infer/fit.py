@@ -1,0 +1,252 @@
+"""Fit a guide to a model: one call with sensible defaults."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from pyro_flows_vi.infer.interruption import Interruption
+from pyro_flows_vi.infer.log_density import LogDensity
+from pyro_flows_vi.infer.objectives import Objective, PathELBO, Tempering
+from pyro_flows_vi.infer.plateau import Plateau
+from pyro_flows_vi.infer.progress import progress_bar
+from pyro_flows_vi.infer.result import FitResult
+from pyro_flows_vi.infer.start import gaussian_start, laplace_start, require_finite_start
+from pyro_flows_vi.infer.training import FlowProblem, PyroProblem, Training
+
+__all__ = ["fit"]
+
+STARTS = ("gaussian", "laplace", "guide")
+
+
+def fit(
+    model: Callable[..., Any],
+    guide: Any,
+    *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    objective: Objective | None = None,
+    num_particles: int | None = None,
+    max_steps: int = 3000,
+    learning_rate: float = 0.01,
+    optimizer: Any = None,
+    schedule: Callable[[float], float] | None = None,
+    clip_norm: float = 10.0,
+    tempering: Tempering | None = None,
+    start: str = "gaussian",
+    restarts: int = 3,
+    plateau: Plateau | None = None,
+    max_skipped: int = 50,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 500,
+    resume: bool = False,
+    seed: int | None = None,
+    dtype: torch.dtype | None = None,
+    progress: bool = True,
+) -> FitResult:
+    r"""Fit a guide to a model's posterior; afterwards the guide holds the best parameters found.
+
+    For a flow guide (:class:`~pyro_flows_vi.guides.AutoFlow`) two stages:
+
+    1. A Gaussian is fitted by natural gradients from ``restarts`` starts
+       (:func:`~pyro_flows_vi.infer.gaussian.fit_gaussian`), and the best becomes the frame of the guide's affine layer, so that the flow sees a whitened posterior.
+    2. The flow is trained by Adam on the path gradient of the ELBO, with many particles at once on the traced
+       :class:`~pyro_flows_vi.infer.LogDensity`. The step size falls, and the fit ends, by the rule of
+       :class:`~pyro_flows_vi.infer.plateau.Plateau`. The last parameters, their average since the step size last fell,
+       and the start are compared on fresh draws, and the best are kept.
+
+    Any other Pyro guide is trained by Pyro's ``Trace_ELBO`` with the same rules, and without the first stage.
+
+    Args:
+        model: the model.
+        guide: the guide; a flow guide is set up with the arguments if that was not done.
+        *args: the model's arguments, such as the data.
+        kwargs: the model's keyword arguments.
+        objective: one of :mod:`pyro_flows_vi.infer.objectives`; by default the path gradient, or the plain
+            ELBO of flows whose log-determinant is an estimate.
+        num_particles: draws in a step; by default 256 for up to 64 latents and 128 beyond, or 16 of another guide.
+        max_steps: steps of the second stage at most.
+        learning_rate: the first step size of Adam.
+        optimizer: a function from parameters to a torch optimiser, or one of ``pyro.optim``, in place of Adam.
+        schedule: takes the fraction of ``max_steps`` done to a factor of the step size; all steps are then done.
+        clip_norm: the gradient is scaled down to this norm where it is longer.
+        tempering: takes the fraction of ``max_steps`` done to a power of the log density, see
+            :func:`~pyro_flows_vi.infer.objectives.linear_tempering`.
+        start: ``"gaussian"``; ``"laplace"`` for the mode and the Hessian there; ``"guide"`` to leave the guide be.
+        restarts: starts of the Gaussian stage.
+        plateau: the stopping rule.
+        max_skipped: steps in a row, whose loss or gradient is not finite, after which the fit gives up.
+        checkpoint: a file for the state, written every ``checkpoint_every`` steps and at an interruption.
+        checkpoint_every: steps.
+        resume: go on from the checkpoint if it exists, to the same result, bit for bit.
+        seed: of all draws; the global generator is then left as it was.
+        dtype: ``torch.float64`` runs guide and model in double precision.
+        progress: whether to show a progress bar with the ELBO.
+
+    Returns:
+        how it went. Ctrl-C ends a fit early with the best parameters so far.
+
+    Raises:
+        ValueError: for a model that cannot be fitted (see :class:`~pyro_flows_vi.infer.LogDensity`), a log density that
+            is not finite at the start (with the sites to blame), a guide set up for other shapes, too many skipped steps.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_flows_vi.guides import AutoFlow
+        >>> def model(x):
+        ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        ...     pyro.sample("x", dist.Normal(0.0, scale).expand(x.shape).to_event(1), obs=x)
+        >>> x = torch.tensor([0.5, -1.0, 0.2])
+        >>> guide = AutoFlow(model, num_transforms=2)
+        >>> result = fit(model, guide, x, seed=0, max_steps=200, progress=False)
+        >>> abs(result.elbo + 3.3) < 0.3
+        True
+    """
+    if start not in STARTS:
+        raise ValueError(f"expected start to be one of {', '.join(STARTS)}, got {start!r}")
+    settings = {k: v for k, v in locals().items() if isinstance(v, str | int | float | bool) or v is None}
+    keywords = dict(kwargs or {})
+    if dtype is not None:
+        args, keywords = tree_map(lambda leaf: _cast(leaf, dtype), (args, keywords))
+    began = time.perf_counter()
+    with torch.random.fork_rng(enabled=seed is not None), _default_dtype(dtype):
+        if seed is not None:
+            pyro.set_rng_seed(seed)
+        training, restart_elbos = _prepare(
+            model,
+            guide,
+            args,
+            keywords,
+            objective,
+            num_particles,
+            dtype,
+            tempering,
+            start,
+            restarts,
+            resume,
+            checkpoint,
+        )
+        training.configure(optimizer, learning_rate, schedule, clip_norm, plateau or Plateau(), max_steps, max_skipped)
+        if resume and checkpoint is not None and Path(checkpoint).exists():
+            restart_elbos = training.load(checkpoint)
+        reason = "max_steps reached"
+        with (
+            Interruption() as interruption,
+            progress_bar(max_steps, "fit", "step", progress, done=training.step) as bar,
+        ):
+            while training.step < max_steps:
+                said = training.advance()
+                bar.update(1)
+                if said != "go on":
+                    bar.set_postfix_str(training.postfix(), refresh=False)
+                if said == "stop" and schedule is None:
+                    reason = "no more progress"
+                    break
+                if interruption.requested:
+                    reason = "interrupted"
+                if checkpoint is not None and (reason == "interrupted" or training.step % checkpoint_every == 0):
+                    training.save(checkpoint, restart_elbos)
+                if reason == "interrupted":
+                    break
+        kept, elbo, elbo_se = training.keep_the_best()
+    done = schedule is not None and reason == "max_steps reached"
+    return FitResult(
+        elbo=elbo,
+        elbo_se=elbo_se,
+        converged=done or reason == "no more progress",
+        stop_reason="the schedule is over" if done else reason,
+        steps=training.step,
+        skipped_steps=training.skipped,
+        restart_elbos=restart_elbos,
+        kept=kept,
+        seconds=time.perf_counter() - began,
+        history=training.history,
+        settings=settings,
+    )
+
+
+def _prepare(
+    model: Callable[..., Any],
+    guide: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    objective: Objective | None,
+    num_particles: int | None,
+    dtype: torch.dtype | None,
+    tempering: Tempering | None,
+    start: str,
+    restarts: int,
+    resume: bool,
+    checkpoint: str | Path | None,
+) -> tuple[Training, list[float]]:
+    """The problem, with the guide at its start."""
+    if not hasattr(guide, "rsample_and_log_prob"):
+        if objective is not None or tempering is not None:
+            raise ValueError("objectives and tempering are for flow guides: this one is trained by Pyro's Trace_ELBO")
+        return Training(PyroProblem(model, guide, args, kwargs, num_particles or 16)), []
+    log_density = LogDensity(model, *args, **kwargs)
+    guide.setup(*args, **kwargs)
+    if dtype is not None:
+        guide.to(dtype)
+    _require_same_layout(guide, log_density)
+    restart_elbos: list[float] = []
+    if not (resume and checkpoint is not None and Path(checkpoint).exists()):
+        restart_elbos = _start(guide, log_density, start, restarts)
+    if objective is None and guide.transform.exact_log_det:
+        objective = PathELBO()
+    particles = num_particles or (256 if log_density.latent_dim <= 64 else 128)
+    return Training(FlowProblem(guide, log_density, objective, particles, tempering)), restart_elbos
+
+
+def _start(guide: Any, log_density: LogDensity, start: str, restarts: int) -> list[float]:
+    affine = guide.affine
+    loc, scale = affine.location().detach(), affine.scale_tril().detach()
+    loc = require_finite_start(log_density, loc)
+    if start == "guide":
+        return []
+    if start == "laplace":
+        mode, tril = laplace_start(log_density, loc)
+        affine.reframe(mode, tril if affine.dense else tril.norm(dim=1))
+        return []
+    fits = gaussian_start(log_density, loc, scale, restarts)
+    affine.reframe(fits[0].loc, fits[0].scale_tril)
+    return [fit.elbo for fit in fits]
+
+
+def _require_same_layout(guide: Any, log_density: LogDensity) -> None:
+    for ours, models in zip(guide.layout, log_density.layout, strict=False):
+        if (ours.name, ours.unconstrained_shape) != (models.name, models.unconstrained_shape):
+            raise ValueError(
+                f"the guide was set up for {ours.name!r} of shape {tuple(ours.shape)}, and with these arguments the "
+                f"model has {models.name!r} of shape {tuple(models.shape)}: make a new guide, or pass data of the same shape"
+            )
+    if guide.latent_dim != log_density.latent_dim:
+        raise ValueError(
+            f"the guide was set up for {guide.latent_dim} latents, and with these arguments the model has "
+            f"{log_density.latent_dim}: make a new guide, or pass data of the same shape"
+        )
+
+
+def _cast(leaf: Any, dtype: torch.dtype) -> Any:
+    return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
+class _default_dtype:
+    """Let new tensors have a dtype for a while."""
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        self.dtype = dtype
+
+    def __enter__(self) -> None:
+        self.before = torch.get_default_dtype()
+        if self.dtype is not None:
+            torch.set_default_dtype(self.dtype)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_default_dtype(self.before)
