@@ -1,0 +1,237 @@
+"""Modes of a posterior that are found without a guide's help, and how much of their mass the guide has."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from pyro.infer.autoguide import init_to_median, init_to_sample, init_to_uniform
+from torch import Tensor
+
+from pyro_flows_vi.infer.importance import Draws
+from pyro_flows_vi.infer.log_density import LogDensity
+
+__all__ = ["Mode", "find_modes"]
+
+Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+#: climbs from the prior, from Stan's box of width 4, from far around the guide, and from the guide's own draws
+FROM_PRIOR, FROM_BOX, FROM_FAR, FROM_GUIDE = 4, 2, 2, 2
+#: guide sds at which the far starts are
+FAR = 5.0
+#: steps of a climb, pairs that it remembers, modes that are examined, points about each
+EVALUATIONS, MEMORY, MOST_MODES, POINTS = 150, 15, 4, 1000
+#: steps of the differences from which a Hessian is made, in sds of the frame
+STEPS = (0.1, 0.01, 0.001)
+#: Newton decrement, in nats, above which a climb has not arrived
+ARRIVED = 0.1
+#: a mode with less of the posterior is not missed, and neither is one of which the guide has this part
+SMALLEST_SHARE, ENOUGH = 0.01, 0.2
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A local maximum of the log density in unconstrained space.
+
+    Attributes:
+        latent: where ``(D,)``.
+        values: the same on the supports.
+        log_density: there.
+        share: the part of the posterior's mass in the ellipsoid about it that would hold nearly all of a Gaussian.
+        guide_share: the part of the guide's importance-weighted draws in there.
+    """
+
+    latent: Tensor
+    values: dict[str, Tensor]
+    log_density: float
+    share: float
+    guide_share: float
+
+    @property
+    def missed(self) -> bool:
+        """Whether at least 1 % of the posterior is there, and the guide has less than a fifth of that."""
+        return self.share >= SMALLEST_SHARE and self.guide_share < ENOUGH * self.share
+
+
+def find_modes(density: LogDensity, draws: Draws, log_weights: Tensor, log_evidence: float) -> list[Mode]:
+    r"""Climb from points that a guide has not chosen, and compare masses about the summits.
+
+    About a mode m with the curvature :math:`\Sigma^{-1} = -\nabla^2 \ell(m)`, the mass of the ellipsoid
+    :math:`B = \{u : (u - m)^\top \Sigma^{-1} (u - m) \le D + 2\sqrt{2D}\}` is estimated by importance sampling from
+    :math:`N(m, \Sigma)`, and set beside the guide's. Where a mode is far from Gaussian its B is small, and so is the
+    share that is found: a mode may go unnoticed, but is not invented.
+
+    Args:
+        density: the log density.
+        draws: the guide's.
+        log_weights: their normalised log weights.
+        log_evidence: the logarithm of their mean weight.
+
+    Returns:
+        the modes, most massive first; empty where no climb arrived. Costs some thousand gradients, and 2 D for
+        each Hessian.
+    """
+    assert draws.latent is not None
+    latent = draws.latent
+    centre, frame = _frame(latent)
+
+    def evaluate(points: Tensor) -> tuple[Tensor, Tensor]:
+        value, score = density.value_and_score(points.to(latent))  # in the model's own precision
+        return value.double(), score.double()
+
+    def whitened(places: Tensor) -> tuple[Tensor, Tensor]:
+        value, score = evaluate(centre + places @ frame.T)
+        return value, score @ frame
+
+    starts = torch.stack(_starts(density, latent, centre, frame)) - centre
+    tops, places = _climb(whitened, torch.linalg.solve_triangular(frame, starts.T, upper=False).T)
+    modes: list[Mode] = []
+    for place in places[tops.isfinite()][tops[tops.isfinite()].argsort(descending=True)]:
+        summit = _newton(evaluate, centre + frame @ place, frame)
+        if summit is None or any(_near(summit, mode) for mode in modes) or len(modes) == MOST_MODES:
+            continue
+        modes.append(_examine(density, summit, latent, log_weights, log_evidence))
+    return sorted(modes, key=lambda mode: -mode.share)
+
+
+def _frame(latent: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of draws, and a matrix that takes a standard normal to their covariance, or to their sds."""
+    draws = latent[latent.isfinite().all(-1)].double()
+    centre, spread = draws.mean(0), draws.std(0).clamp(min=1e-8)
+    covariance = torch.cov(draws.T).reshape(len(centre), -1) / torch.outer(spread, spread)
+    frame, failed = torch.linalg.cholesky_ex(covariance + 1e-6 * torch.eye(len(centre)).to(covariance))
+    if failed or len(draws) < 2 * len(centre):
+        frame = torch.eye(len(centre)).to(covariance)
+    return centre, spread[:, None] * frame
+
+
+def _starts(density: LogDensity, latent: Tensor, centre: Tensor, frame: Tensor) -> list[Tensor]:
+    starts = [latent[i].double() for i in torch.randperm(len(latent))[:FROM_GUIDE]]
+    starts += [centre + FAR * frame @ torch.randn_like(centre) for _ in range(FROM_FAR)]
+    inits = [init_to_sample] * FROM_PRIOR + [init_to_uniform] * FROM_BOX + [init_to_median]
+    for init in inits:
+        try:
+            starts.append(density.initial(init).to(centre))
+        except (NotImplementedError, RuntimeError, ValueError):  # an improper prior, which has no draws
+            continue
+    return starts
+
+
+def _climb(evaluate: Evaluate, place: Tensor) -> tuple[Tensor, Tensor]:
+    """L-BFGS from all rows of ``place`` at once, each with its own step: the log densities and where they are."""
+    value, slope = evaluate(place)
+    value = value.nan_to_num(nan=-math.inf)
+    slope = torch.where(slope.isfinite().all(-1, keepdim=True), slope, 0.0)
+    memory: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=MEMORY)
+    scale = 1.0 / slope.norm(dim=-1, keepdim=True).clamp(min=1.0)
+    direction, step = scale * slope, torch.ones_like(scale)
+    for _ in range(EVALUATIONS):
+        trial = place + step * direction
+        new_value, new_slope = evaluate(trial)
+        gain = 1e-4 * (step * direction * slope).sum(-1)
+        finite = new_value.isfinite() & new_slope.isfinite().all(-1)
+        taken = (finite & (new_value > value + gain))[:, None]
+        move, bend = torch.where(taken, trial - place, 0.0), torch.where(taken, slope - new_slope, 0.0)
+        product = (move * bend).sum(-1, keepdim=True)
+        convex = product > 1e-12 * bend.square().sum(-1, keepdim=True)
+        convex = convex & (product > 0)
+        memory.append((move, bend, torch.where(convex, 1.0 / product.clamp(min=1e-300), 0.0)))
+        scale = torch.where(convex, product / bend.square().sum(-1, keepdim=True).clamp(min=1e-300), scale)
+        place, slope = torch.where(taken, trial, place), torch.where(taken, new_slope, slope)
+        value = torch.where(taken[:, 0], new_value, value)
+        uphill = _two_loops(memory, slope, scale)
+        uphill = torch.where((uphill * slope).sum(-1, keepdim=True) > 0, uphill, scale * slope)
+        direction = torch.where(taken, uphill, direction)
+        step = torch.where(taken, 1.0, 0.25 * step)
+        if bool((slope.norm(dim=-1) < 1e-5).all() | (step < 1e-12).all()):
+            break
+    return value, place
+
+
+def _two_loops(memory: deque[tuple[Tensor, Tensor, Tensor]], slope: Tensor, scale: Tensor) -> Tensor:
+    """The inverse curvature that L-BFGS remembers, times the slope; pairs with 0 for 1 / (s y) do nothing."""
+    parts = []
+    for move, bend, inverse in reversed(memory):
+        part = inverse * (move * slope).sum(-1, keepdim=True)
+        slope = slope - part * bend
+        parts.append(part)
+    slope = scale * slope
+    for (move, bend, inverse), part in zip(memory, reversed(parts), strict=True):
+        slope = slope + move * (part - inverse * (bend * slope).sum(-1, keepdim=True))
+    return slope
+
+
+def _near(summit: tuple[Tensor, Tensor], mode: Mode) -> bool:
+    """Whether a summit is within the ellipsoid of a mode by its own measure: flat tops stop a climb anywhere."""
+    place, scale = summit
+    away = torch.linalg.solve_triangular(scale, (mode.latent.double() - place)[:, None], upper=False)
+    return float(away.square().sum()) < _radius(len(place))
+
+
+def _radius(dim: int) -> float:
+    return dim + 2.0 * math.sqrt(2.0 * dim)
+
+
+def _examine(
+    density: LogDensity, summit: tuple[Tensor, Tensor], latent: Tensor, log_weights: Tensor, log_evidence: float
+) -> Mode:
+    place, scale = summit
+    dim = len(place)
+    radius = _radius(dim)
+    noise = torch.randn(POINTS, dim).to(place)
+    noise = noise[noise.square().sum(-1) <= radius]
+    like = latent[:1]
+    with torch.no_grad():
+        value = density((place + noise @ scale.T).to(like)).double()
+    log_normal = -0.5 * (noise.square().sum(-1) + dim * math.log(2.0 * math.pi)) - scale.diagonal().log().sum()
+    log_mass = float(torch.logsumexp((value - log_normal).nan_to_num(nan=-math.inf), 0)) - math.log(POINTS)
+
+    away = torch.linalg.solve_triangular(scale, (latent.double() - place).T, upper=False).square().sum(0)
+    guide_share = float(log_weights.exp()[away <= radius].sum())
+    # the guide's own estimate for the rest of the space, and the one about the mode for the ellipsoid
+    rest = math.exp(min(log_evidence - log_mass, 700.0)) * (1.0 - guide_share)
+    values = {name: value[0] for name, value in density.constrain(place[None].to(like)).items()}
+    top = float(density(place[None].to(like)).detach())
+    return Mode(place.to(like), values, top, 1.0 / (1.0 + max(rest, 0.0)), guide_share)
+
+
+def _newton(evaluate: Evaluate, place: Tensor, frame: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Where Newton's method arrives, and a Cholesky factor of the inverse of the curvature there."""
+    best = -math.inf
+    for _ in range(4):
+        found = next(filter(None, (_curvature(evaluate, place, step * frame, step) for step in STEPS)), None)
+        if found is None:
+            return None
+        value, move, frame, decrement = found
+        if value < best - ARRIVED:
+            return None
+        best = value
+        if decrement < ARRIVED:
+            return place, frame
+        place = place + move
+    return None
+
+
+def _curvature(
+    evaluate: Evaluate, place: Tensor, moves: Tensor, step: float
+) -> tuple[float, Tensor, Tensor, float] | None:
+    """The log density, Newton's step, a factor of the inverse curvature, and the step's promise, where concave."""
+    points = torch.cat([place[None], place + moves.T, place - moves.T])
+    value, score = evaluate(points)
+    if not bool(score.isfinite().all()):
+        return None
+    dim = len(place)
+    frame = moves / step
+    curvature = -(score[1 : dim + 1] - score[dim + 1 :]) @ frame / (2.0 * step)
+    factor, failed = torch.linalg.cholesky_ex(0.5 * (curvature + curvature.T))
+    if failed or float(factor.diagonal().min()) < 1e-4:
+        return None
+    root = frame @ torch.linalg.inv(factor).T
+    slope = root.T @ score[0]
+    scale = torch.linalg.cholesky_ex(root @ root.T)
+    if scale.info:
+        return None
+    return float(value[0]), root @ slope, scale.L, float(0.5 * slope.square().sum())

@@ -1,0 +1,83 @@
+"""Pareto-smoothed importance weights, by whichever series of ArviZ is installed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["arviz_series", "effective_size", "load_arviz", "psis"]
+
+#: positive weights below which no tail is fitted
+FEWEST_WEIGHTS = 25
+#: range of log weights below which they count as equal
+EQUAL = 1e-4
+
+
+def arviz_series() -> int:
+    """0 for ArviZ 0.x, 1 for 1.x."""
+    return int(importlib.metadata.version("arviz").split(".")[0])
+
+
+def load_arviz() -> Any:
+    """The module ``arviz``, imported when it is needed, as that takes seconds, and without its announcements."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module("arviz")
+
+
+def psis(log_weights: Tensor) -> tuple[Tensor, float]:
+    """Pareto-smoothed importance weights by ArviZ: normalised log weights ``(n,)``, and Pareto k-hat.
+
+    Draws whose weight is NaN or infinite get no weight. k-hat is infinite where fewer than 25 weights are positive, and
+    0 where all are equal. From "Pareto smoothed importance sampling" (Vehtari, Simpson, Gelman, Yao and Gabry, 2024),
+    arXiv:1507.02646.
+
+    Raises:
+        ValueError: if no weight is finite.
+    """
+    finite = log_weights.isfinite()
+    if not bool(finite.any()):
+        raise ValueError(
+            "no draw has a finite importance weight: expected at least one; look at the model's log density"
+        )
+    kept = log_weights[finite].double()
+    khat = math.inf
+    if len(kept) >= FEWEST_WEIGHTS:
+        if float(kept.max() - kept.min()) < EQUAL:
+            khat = 0.0
+        else:
+            smoothed, khat = _smooth(kept.cpu().numpy())
+            kept = torch.as_tensor(smoothed).to(kept)
+    out = torch.full(log_weights.shape, -math.inf, dtype=torch.float64, device=log_weights.device)
+    out[finite] = kept
+    return torch.log_softmax(out, 0), khat
+
+
+def _smooth(log_weights: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], float]:
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        if arviz_series() >= 1:
+            stats = importlib.import_module("arviz_stats.base").array_stats
+            try:
+                smoothed, khat = stats.psislw(-log_weights)  # it takes log likelihoods, whose inverse is the weight
+            except ValueError:  # a tail of equal weights
+                return log_weights, math.inf
+        else:
+            smoothed, khat = load_arviz().psislw(log_weights)
+    khat = float(khat)
+    if not np.isfinite(khat) or not np.isfinite(np.asarray(smoothed)).all():
+        return log_weights, math.inf
+    return np.asarray(smoothed), khat
+
+
+def effective_size(log_weights: Tensor) -> float:
+    r"""Kish's effective sample size :math:`(\sum w)^2 / \sum w^2` of log weights, of any normalisation."""
+    weights = torch.softmax(log_weights, 0)
+    return float(1.0 / weights.square().sum())
