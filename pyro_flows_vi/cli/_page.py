@@ -18,6 +18,7 @@ ROWS, MARGINALS, PAIRS = 200, 12, 4
 #: points of a cloud
 POINTS = 1500
 COLOURS = {"trust": "#2f7d4f", "trust after importance resampling": "#b07a10", "do not trust": "#b3261e"}
+COLOUR = "#3b4c63"
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
@@ -25,7 +26,7 @@ h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 td, th { padding: .15rem .8rem .15rem 0; text-align: right; border-bottom: 1px solid #ddd; }
 td:first-child, th:first-child { text-align: left; }
-img { max-width: 100%; } pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; }
+img { max-width: 100%; }
 """
 
 Columns = list[tuple[str, "np.ndarray[Any, Any]"]]
@@ -166,13 +167,19 @@ def _image(figure: Any, words: str) -> str:
     return f'<img alt="{_text(words)}" src="data:image/png;base64,{encoded}">'
 
 
+def _middle(values: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """Where nearly all draws are: a heavy tail would leave one bar of a histogram."""
+    low, high = np.quantile(values, [0.005, 0.995])
+    return (float(low), float(high)) if low < high else (float(values.min()), float(values.max()))
+
+
 def _marginals(columns: Columns) -> Any:
     across = min(4, max(len(columns), 1))
     down = math.ceil(len(columns) / across)
     figure = _figure(2.4 * across, 1.9 * down)
     for place, (label, values) in enumerate(columns, 1):
         axes = figure.add_subplot(down, across, place)
-        axes.hist(values, bins=40, density=True, color="#3b4c63")
+        axes.hist(values, bins=40, range=_middle(values), density=True, color=COLOUR)
         axes.set_title(label, fontsize="small")
         axes.set_yticks([])
         axes.tick_params(labelsize="x-small")
@@ -186,10 +193,12 @@ def _pairs(columns: Columns) -> Any:
         for column, (x_label, x) in enumerate(columns[: row + 1]):
             axes = figure.add_subplot(size, size, row * size + column + 1)
             if row == column:
-                axes.hist(x, bins=40, color="#3b4c63")
+                axes.hist(x, bins=40, range=_middle(x), color=COLOUR)
                 axes.set_yticks([])
             else:
-                axes.plot(x[:POINTS], y[:POINTS], ".", markersize=2.0, alpha=0.4, color="#3b4c63")
+                axes.plot(x[:POINTS], y[:POINTS], ".", markersize=2.0, alpha=0.4, color=COLOUR)
+                axes.set_ylim(_middle(y))
+            axes.set_xlim(_middle(x))
             axes.tick_params(labelsize="x-small")
             if row == size - 1:
                 axes.set_xlabel(x_label, fontsize="small")
@@ -201,7 +210,7 @@ def _pairs(columns: Columns) -> Any:
 def _curve(history: Mapping[str, Sequence[float]]) -> Any:
     figure = _figure(7.0, 3.0)
     axes = figure.add_subplot()
-    axes.errorbar(history["step"], history["elbo"], yerr=history["elbo_se"], linewidth=1.2, color="#3b4c63")
+    axes.errorbar(history["step"], history["elbo"], yerr=history["elbo_se"], linewidth=1.2, color=COLOUR)
     axes.set_xlabel("step")
     axes.set_ylabel("ELBO (nats)")
     axes.grid(alpha=0.3)
