@@ -1,5 +1,6 @@
 """Autoguides made of normalizing flows."""
 
+from pyro_flows_vi.guides.amortized import AutoAmortizedFlow
 from pyro_flows_vi.guides.auto_flow import AutoFlow
 from pyro_flows_vi.guides.named import (
     AutoBNAF,
@@ -13,6 +14,7 @@ from pyro_flows_vi.guides.named import (
 )
 
 __all__ = [
+    "AutoAmortizedFlow",
     "AutoBNAF",
     "AutoFlow",
     "AutoIAF",

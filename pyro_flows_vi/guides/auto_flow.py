@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 from pyro import distributions as dist
@@ -14,7 +15,21 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_flows_vi import flows
-from pyro_flows_vi.infer.layout import Layout, Unconstrained, read_layout, trace_model
+from pyro_flows_vi.guides._draws import log_normal, symmetric_draws
+from pyro_flows_vi.guides._model import HoldsModel, forget_arguments
+from pyro_flows_vi.guides._runs import (
+    OnlyParallelPlates,
+    Supports,
+    look,
+    refuse_local_sites,
+    require_same_shapes,
+    sample_delta,
+    signature,
+    supports_move,
+)
+from pyro_flows_vi.guides._steps import even_out
+from pyro_flows_vi.infer.layout import Layout, init_or_origin, read_layout
+from pyro_flows_vi.infer.log_density import LogDensity
 from pyro_flows_vi.transforms.affine import Affine
 from pyro_flows_vi.transforms.base import Flow
 from pyro_flows_vi.transforms.compose import Compose
@@ -26,17 +41,23 @@ DEPTHS = {"realnvp": 8, "nice": 8, "planar": 16, "radial": 16, "sylvester": 4, "
 #: latents up to which the affine layer is dense
 DENSE_UP_TO = 256
 #: quasi-random draws from which medians and quantiles are read, and how many of them pass the flow at once
-QUANTILE_DRAWS, CHUNK = 1 << 14, 1 << 11
+QUANTILE_DRAWS, CHUNK = 1 << 13, 1 << 11
+#: and how many where each is a run of the model
+MOVING_DRAWS = 1 << 12
+#: arguments of different looks that are remembered
+MARKS = 64
 
 
-class AutoFlow(AutoContinuous):
+class AutoFlow(HoldsModel, AutoContinuous):
     r"""An autoguide :math:`u = m + L\,f(\epsilon)`, :math:`\epsilon \sim N(0, I)`, with a flow f of the registry.
 
-    u is the flat vector of all latent sites in unconstrained space; each site's part goes through the bijection onto its
-    support, also where that support depends on other sites. The flow starts near the identity, and the affine
-    layer (m, L) at ``init_loc_fn`` and ``init_scale``, so that the guide starts as a narrow Gaussian where the user says.
+    u is the flat vector of all latent sites in unconstrained space; each site's part goes through the bijection onto
+    its support, also where that support depends on other sites or on the arguments. The flow starts near the
+    identity, and the affine layer (m, L) at ``init_loc_fn`` and ``init_scale``, so that the guide starts as a narrow
+    Gaussian with its medians where the user says.
 
-    Train it with :func:`pyro_flows_vi.infer.fit`, or with Pyro's ``SVI`` and any of its ELBOs.
+    Train it with :func:`pyro_flows_vi.infer.fit`, or with Pyro's ``SVI`` and any of its ELBOs. The weights of the
+    networks are stored in units that let one step size suit all parameters of the guide.
 
     Args:
         model: a Pyro model with continuous latents.
@@ -79,8 +100,8 @@ class AutoFlow(AutoContinuous):
     ) -> None:
         if not (isinstance(init_scale, int | float) and 0 < init_scale < math.inf):
             raise ValueError(f"expected init_scale to be a positive number, got {init_scale!r}")
-        super().__init__(model, init_loc_fn)
-        self._bare_model: tuple[Callable[..., Any], ...] = (model,)  # in a tuple, so that it is no submodule
+        super().__init__(OnlyParallelPlates()(model), init_or_origin(init_loc_fn))
+        self._bare_model = (model,)
         self.flow_name, self.flow_options = flow, flow_options
         self.num_transforms = DEPTHS.get(flow, 4) if num_transforms is None else num_transforms
         self.init_scale, self.dense = float(init_scale), dense
@@ -90,42 +111,98 @@ class AutoFlow(AutoContinuous):
     def setup(self, *args: Any, **kwargs: Any) -> AutoFlow:
         """Look at the model with these arguments and make the parameters; nothing if that was done."""
         if self.prototype_trace is None:
+            master = None if self.master is None else self.master()
+            if master is not None and master.prototype_trace is None:
+                master._setup_prototype(*args, **kwargs)
+                with poutine.block():
+                    master._create_plates(*args, **kwargs)
             self._setup_prototype(*args, **kwargs)
         return self
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:
-            super()._setup_prototype(*args, **kwargs)
-            self.layout: Layout = read_layout(cast(poutine.Trace, self.prototype_trace))
+            with torch.no_grad():
+                super()._setup_prototype(*args, **kwargs)
+            trace: Any = self.prototype_trace
+            self.layout: Layout = read_layout(trace)
+            refuse_local_sites(self.layout)
         except Exception:
-            self.prototype_trace = None  # no half-made guide
+            trace, self.prototype_trace = self.prototype_trace, None  # no half-made guide
+            if getattr(self, "latent_dim", None) == 0:
+                read_layout(trace)  # which says it in the words of this package
             raise
-        self._refuse_local_sites()
-        self._has_moving_supports = self._supports_move(*args, **kwargs)
+        forget_arguments(trace)
+        self._accepted = {signature(args, kwargs)}
         loc = self._init_loc()
+        parts = self.parts(loc + torch.linspace(0.1, 0.2, len(loc)).to(loc))
+        supports = {site.name: self._nodes()[site.name]["fn"].support for site in self.layout}
+        self._has_moving_supports = supports_move(supports, parts, self._bare(), args, kwargs)
         dense = self.latent_dim <= DENSE_UP_TO if self.dense is None else self.dense
-        chain = flows.build(self.flow_name, self.latent_dim, None, self.num_transforms, **self.flow_options)
-        self.transform = Compose([*chain, Affine(self.latent_dim, loc, self.init_scale, dense)]).to(loc)
-        self._create_plates(*args, **kwargs)
+        chain = flows.build(self.flow_name, self.latent_dim, None, self.num_transforms, **self.flow_options).to(loc)
+        even_out(chain, 1.0 / self.num_transforms)
+        affine = Affine(self.latent_dim, torch.zeros_like(loc), self.init_scale, dense, tails=True).to(loc)
+        affine.frame_loc.copy_(loc)  # around which the tails are bent
+        self.transform = Compose([*chain, affine])
+        self._centre()
+        with poutine.block():
+            self._create_plates(*args, **kwargs)
 
-    def _refuse_local_sites(self) -> None:
-        local = [site.name for site in self.layout if site.local]
-        if local:
-            self.prototype_trace = None
-            raise ValueError(
-                f"the latent sites {', '.join(map(repr, local))} are inside a subsampled plate: a flow over one "
-                "minibatch would be shared by all others. Use AutoAmortizedFlow with an encoder for them, or the whole plate"
-            )
+    @torch.no_grad()
+    def _centre(self) -> None:
+        """Let the medians be at the frame's: the flow is near the identity only, and its medians a little off 0."""
+        chain = self._ready()[:-1]
+        self.affine.loc.copy_(-self.init_scale * self._quasi_random(QUANTILE_DRAWS, chain).median(dim=0).values)
 
-    def _supports_move(self, *args: Any, **kwargs: Any) -> bool:
-        """Whether a site's support depends on the values of other sites."""
-        latent = self._init_loc()
-        latent = latent + torch.linspace(0.1, 0.2, len(latent)).to(latent)
-        moved: Any = trace_model(Unconstrained(self.layout, latent)(self._bare_model[0]), args, kwargs).nodes
-        return any(
-            not torch.equal(biject_to(site["fn"].support)(part), moved[site["name"]]["value"])
-            for site, part in self._unpack_latent(latent)
-        )
+    # -- values on the supports ----------------------------------------------------------------------
+
+    def _nodes(self) -> dict[str, Any]:
+        """The sites of the run that the guide was set up by."""
+        assert self.prototype_trace is not None
+        nodes: dict[str, Any] = self.prototype_trace.nodes
+        return nodes
+
+    def parts(self, latent: Tensor) -> dict[str, Tensor]:
+        """The unconstrained values by site, with batch dimensions where Pyro's plates want them."""
+        return {site["name"]: part for site, part in self._unpack_latent(latent)}
+
+    def _on_supports(
+        self, parts: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, tuple[Any, Tensor]]:
+        """By site the support and the value; by a run of the model where supports are not always the same."""
+        if self._has_moving_supports:
+            run = Supports(parts)
+            run.run(self._bare(), args, kwargs)
+            return run.found
+        supports = {name: self._nodes()[name]["fn"].support for name in parts}
+        return {name: (supports[name], biject_to(supports[name])(part)) for name, part in parts.items()}
+
+    def _require_same_sites(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Look at the model again where its arguments look different, since the sites may differ too."""
+        if self._bare_model is None or (mark := signature(args, kwargs)) in self._accepted:
+            return
+        require_same_shapes(look(self._bare(), args, kwargs)[0], {site.name: site for site in self.layout})
+        if len(self._accepted) < MARKS:
+            self._accepted.add(mark)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """One draw of every site, as Pyro's guides make it."""
+        self.setup(*args, **kwargs)
+        self._require_same_sites(args, kwargs)
+        return self.emit(self.sample_latent(*args, **kwargs), args, kwargs)
+
+    def emit(self, latent: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        """The statements of a guide that put a flat vector's values at the sites."""
+        parts = self.parts(latent)
+        values = self._on_supports(parts, args, kwargs)
+        plates = self._create_plates(*args, **kwargs)
+        result: dict[str, Tensor] = {}
+        for name, part in parts.items():
+            support, value = values[name]
+            with ExitStack() as stack:
+                for frame in self._cond_indep_stacks[name]:
+                    stack.enter_context(plates[frame.name])
+                result[name] = sample_delta(name, support, part, value, self._nodes()[name]["fn"].event_dim)
+        return result
 
     # -- the posterior over the flat vector ----------------------------------------------------------
 
@@ -163,12 +240,12 @@ class AutoFlow(AutoContinuous):
     def log_prob(self, latent: Tensor) -> Tensor:
         """The log density of flat vectors ``(n, D)``: one pass of the inverse."""
         x, log_det = self._ready().inverse_and_log_det(latent)
-        return _log_normal(x) - log_det
+        return log_normal(x) - log_det
 
     def _base_draws(self, num_particles: int) -> tuple[Tensor, Tensor]:
         loc = self.affine.loc
         x = torch.randn(num_particles, len(loc), dtype=loc.dtype, device=loc.device)
-        return x, _log_normal(x)
+        return x, log_normal(x)
 
     # -- Pyro's interface ----------------------------------------------------------------------------
 
@@ -181,45 +258,41 @@ class AutoFlow(AutoContinuous):
     def quantiles(self, quantiles: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The marginal posterior quantiles of every site, one row each, from symmetric quasi-random draws.
 
-        Quantiles of the unconstrained coordinates, taken to the supports, as Pyro's other guides do it.
+        Quantiles of the unconstrained coordinates, taken to the supports, as Pyro's other guides do it; of
+        sites whose bounds depend on other sites or on the arguments, the quantiles of the values themselves.
         """
         self.setup(*args, **kwargs)
         loc = self.affine.loc
         levels = torch.as_tensor(quantiles, dtype=loc.dtype, device=loc.device).reshape(-1)
         if not bool(((levels >= 0) & (levels <= 1)).all()):
             raise ValueError(f"expected quantiles between 0 and 1, got {levels.tolist()}")
-        draws = _symmetric_draws(self.latent_dim).to(loc)
-        latent = torch.cat([self._ready().forward_and_log_det(part)[0] for part in draws.split(CHUNK)])
+        latent = self._quasi_random(MOVING_DRAWS if self._has_moving_supports else QUANTILE_DRAWS)
+        if self._has_moving_supports:
+            values = self._log_density(args, kwargs).constrain(latent)
+            return {site.name: values[site.name].quantile(levels, dim=0) for site in self.layout}
         latents = torch.stack([column.quantile(levels) for column in latent.unbind(-1)], dim=-1)
-        rows = [{s["name"]: biject_to(s["fn"].support)(part) for s, part in self._unpack_latent(q)} for q in latents]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        rows = [self._on_supports(self.parts(row), args, kwargs) for row in latents]
+        return {site.name: torch.stack([row[site.name][1] for row in rows]) for site in self.layout}
 
-    # -- saving --------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def sample_posterior(self, num_samples: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """``num_samples`` draws of every latent site, and of ``pyro.deterministic`` sites, each ``(n, *shape)``."""
+        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+            raise ValueError(f"expected num_samples to be a positive integer, got {num_samples!r}")
+        self.setup(*args, **kwargs)
+        self._require_same_sites(args, kwargs)
+        sizes = [min(CHUNK, num_samples - done) for done in range(0, num_samples, CHUNK)]
+        latent = torch.cat([self.rsample_and_log_prob(size)[0] for size in sizes])
+        return self._log_density(args, kwargs).constrain(latent)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As of any module, once the guide has parameters."""
-        self._ready()
-        return super().load_state_dict(state_dict, *args, **kwargs)
+    def _log_density(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LogDensity:
+        return LogDensity(self._bare(), *args, trace=False, **kwargs)
 
-    def __getstate__(self) -> dict[str, Any]:
-        model, master = self._model, self.master
-        try:
-            return super().__getstate__().copy() | {"_bare_model": None}  # without the model, as Pyro's guides
-        finally:
-            self._model, self.master = model, master
-
-
-def _log_normal(x: Tensor) -> Tensor:
-    return -0.5 * (x.square().sum(-1) + x.shape[-1] * math.log(2.0 * math.pi))
-
-
-def _symmetric_draws(dim: int) -> Tensor:
-    """Points of a standard normal with their mirror images and the origin: medians of linear maps are exact."""
-    if dim <= torch.quasirandom.SobolEngine.MAXDIM:
-        uniform = torch.quasirandom.SobolEngine(dim, scramble=True, seed=0).draw(
-            QUANTILE_DRAWS // 2, dtype=torch.float64
-        )
-        half = torch.special.ndtri(uniform.clamp(1e-9, 1.0 - 1e-9))
-    else:
-        half = torch.randn(QUANTILE_DRAWS // 2, dim, generator=torch.Generator().manual_seed(0))
-    return torch.cat([half, half.new_zeros(1, dim), -half])
+    def _quasi_random(self, count: int, flow: Flow | None = None) -> Tensor:
+        flow = self._ready() if flow is None else flow
+        draws = symmetric_draws(count, self.latent_dim).to(self.affine.loc)
+        train = self.training
+        self.eval()
+        latent = torch.cat([flow.forward_and_log_det(part)[0] for part in draws.split(CHUNK)])
+        self.train(train)
+        return latent
