@@ -13,8 +13,9 @@ import torch
 from click.testing import CliRunner, Result
 
 from pyro_flows_vi.cli import main
-from pyro_flows_vi.cli._arguments import bind, load_function, read_data, read_function
+from pyro_flows_vi.cli._arguments import bind, load_function, precision, read_data, read_function
 from pyro_flows_vi.cli.posterior import fit_settings
+from pyro_flows_vi.infer import load_checkpoint
 
 MODEL = """
 import pyro
@@ -251,6 +252,22 @@ def test_files_of_data(folder: Path) -> None:
     (folder / "values.json").write_text('{"n": 3, "v": [1, 2.5], "k": "word"}')
     found = read_data((str(folder / "values.json"),))
     assert (found["n"], found["k"], found["v"].tolist()) == (3, "word", [1.0, 2.5])
+
+
+def test_double_precision_reaches_the_file_and_the_guide(folder: Path) -> None:
+    with precision(torch.float64):
+        assert read_data((f"{folder / 'table.csv'}",))["y"].tolist() == [1.1, 1.9, 3.2]
+    assert torch.get_default_dtype() == torch.float32
+    out = folder / "out"
+    result = run(
+        f"{folder / 'slopes.py'}:model", "--data", folder / "table.csv", *TINY, "--set", "dtype=float64", "--out", out
+    )
+    assert result.exit_code == 0, result.output
+    assert "not used, as the model has no such argument: who" in result.stderr
+    record = json.loads((out / "report.json").read_text())
+    assert record["asked"]["arguments"]["y"]["dtype"] == "float64"
+    state = load_checkpoint(out / "guide.pt", kind="guide")[1]
+    assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float64}
 
 
 def test_arguments_are_bound_by_name_or_in_order() -> None:

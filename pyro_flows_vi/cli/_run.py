@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import math
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch.utils._pytree import tree_map
 
+from pyro_flows_vi.cli._arguments import precision
 from pyro_flows_vi.cli._page import render_page
 from pyro_flows_vi.guides import AutoFlow
 from pyro_flows_vi.infer import FitResult, fit, load_checkpoint, objectives, save_checkpoint, write_atomically
@@ -59,8 +59,7 @@ class Run:
         self.seed: int = asked["seed"]
         self.settings = dict(asked["fit"])
         self.dtype = getattr(torch, self.settings.pop("dtype", "float32"))
-        if self.dtype != torch.get_default_dtype():
-            self.args, self.kwargs = tree_map(self._cast, (args, kwargs))
+        self.args, self.kwargs = tree_map(self._cast, (args, kwargs))
         self.report: Any = None
 
     def _cast(self, leaf: Any) -> Any:
@@ -89,7 +88,7 @@ class Run:
             raise ValueError(
                 f"{self.checkpoint} is the state of an older fit: say --resume, --overwrite, or another one"
             )
-        with self._precision():
+        with precision(self.dtype):
             self.guide = AutoFlow(
                 self.model, self.asked["flow"], self.asked["num_transforms"], **_tuples(self.asked["flow_options"])
             )
@@ -109,7 +108,7 @@ class Run:
     def fit(self, progress: bool) -> FitResult:
         """Fit, or take over the fit of the run that is resumed; the parameters are then in ``guide.pt``."""
         file = self.out / "guide.pt"
-        with self._precision():
+        with precision(self.dtype):
             if self.record["fit"] is not None and self.record["stage"] != "fit" and file.exists():
                 torch.manual_seed(self.seed)
                 self.guide.setup(*self.args, **self.kwargs)
@@ -141,7 +140,7 @@ class Run:
 
     def diagnose(self, num_draws: int) -> Any:
         """Weigh draws of the guide, and write the page."""
-        with self._precision():
+        with precision(self.dtype):
             self.report = diagnose(
                 self.model,
                 self.guide,
@@ -159,7 +158,7 @@ class Run:
 
     def export(self, num_draws: int, resample: bool) -> Any:
         """The draws as ArviZ data."""
-        with self._precision():
+        with precision(self.dtype):
             groups = to_arviz(
                 self.model,
                 self.guide,
@@ -185,15 +184,6 @@ class Run:
 
     def _save(self) -> None:
         write_atomically(self.out / "report.json", (json.dumps(_finite(self.record), indent=1) + "\n").encode())
-
-    @contextlib.contextmanager
-    def _precision(self) -> Iterator[None]:
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(self.dtype)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(before)
 
 
 def _read_record(path: Path) -> dict[str, Any]:

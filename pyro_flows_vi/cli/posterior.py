@@ -90,15 +90,19 @@ def posterior(
     OUT gets guide.pt (the parameters), report.json (all numbers), report.html (a page with plots) and posterior.nc
     (ArviZ). Each is written as soon as it is known. Ctrl-C keeps the state of the fit, and --resume goes on.
     """
-    from pyro_flows_vi.cli._arguments import bind, describe, load_function, read_data, read_function
+    import torch
+
+    from pyro_flows_vi.cli._arguments import bind, describe, load_function, precision, read_data, read_function
     from pyro_flows_vi.cli._run import Run
 
     if data and source is not None:
         raise ValueError("expected the arguments from --data or from --args, got both")
-    function, module = load_function(model)
-    if not data and source is None and callable(getattr(module, "data", None)) and _needs_arguments(function):
-        source = f"{model.rpartition(':')[0]}:data"
-    given = read_data(data) if source is None else read_function(source)
+    chosen = fit_settings(overrides)
+    with precision(getattr(torch, chosen.get("dtype", "float32"))):
+        function, module = load_function(model)
+        if not data and source is None and callable(getattr(module, "data", None)) and _needs_arguments(function):
+            source = f"{model.rpartition(':')[0]}:data"
+        given = read_data(data) if source is None else read_function(source)
     args, kwargs, left = bind(function, given)
     if left:
         click.echo(f"not used, as the model has no such argument: {', '.join(left)}", err=True)
@@ -108,7 +112,7 @@ def posterior(
         "flow": flow,
         "num_transforms": num_transforms,
         "flow_options": settings(options),
-        "fit": fit_settings(overrides),
+        "fit": chosen,
         "seed": seed,
     }
     run = Run(function, args, kwargs, asked, out, checkpoint or out / "checkpoint.pt")
