@@ -56,7 +56,6 @@ two = pytest.mark.parametrize("guide", TWO)
 elbos = pytest.mark.parametrize("elbo", EAGER)
 inits = pytest.mark.parametrize("init", INITS)
 #: torch.jit asks every module for every attribute, and takes an AttributeError only for "no"
-needs_dir = pytest.mark.xfail(raises=ValueError, reason="Flow.sign raises ValueError when torch.jit asks for it")
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +151,6 @@ def test_serialization_of_a_list(theirs: ModuleType, guide: Guide) -> None:
     theirs.test_serialization(x_and_the_rest(guide), False)
 
 
-@needs_dir
 @two
 def test_serialization_by_jit(theirs: ModuleType, guide: Guide) -> None:
     theirs.test_serialization(guide, True)
@@ -198,7 +196,6 @@ def test_linear_regression_smoke(theirs: ModuleType, guide: Guide, elbo: type) -
     theirs.test_linear_regression_smoke(guide, elbo)
 
 
-@needs_dir
 @two
 def test_predictive(theirs: ModuleType, guide: Guide) -> None:
     theirs.test_predictive(guide)

@@ -13,6 +13,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_flows_vi import __version__
 from pyro_flows_vi.infer.importance import draw_weighted, require_whole_plates
 from pyro_flows_vi.infer.importance import resample as resample_draws
 from pyro_flows_vi.infer.layout import is_deterministic, is_latent, trace_model
@@ -108,7 +109,7 @@ def _assemble(groups: dict[str, Any]) -> Any:
     attributes = {
         "created_at": datetime.now(timezone.utc).isoformat(),
         "inference_library": "pyro_flows_vi",
-        "inference_library_version": importlib.metadata.version("pyro-ppl"),
+        "inference_library_version": __version__,
         "arviz_version": importlib.metadata.version("arviz"),
     }
     for group in groups.values():

@@ -63,8 +63,8 @@ def fit_gaussian(
     r"""Maximise the ELBO over Gaussians :math:`N(m, L L^\top)` by damped natural-gradient steps in a trust region.
 
     With draws :math:`u = m + L \epsilon` and whitened path gradients :math:`g = L^\top \nabla \ell(u) + \epsilon`, a
-    least squares fit :math:`g \approx d + W \epsilon` gives the mean :math:`d` of the gradient and, by Stein's lemma, the
-    whitened mean curvature :math:`A = I - \tfrac12(W + W^\top)`. A step with damping :math:`\rho` is
+    least squares fit :math:`g \approx d + W \epsilon` gives the mean :math:`d` of the gradient and, by Stein's lemma,
+    the whitened mean curvature :math:`A = I - \tfrac12(W + W^\top)`. A step with damping :math:`\rho` is
 
     .. math:: m \leftarrow m + \rho L A^{-1} d, \qquad L L^\top \leftarrow L A^{-\rho} L^\top ,
 

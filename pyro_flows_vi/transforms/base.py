@@ -29,10 +29,8 @@ class Flow(ConditionalTransform, TransformModule):
     * ``forward_and_log_det(x, context=None) -> (y, log_det)``, base to target;
     * ``inverse_and_log_det(y, context=None) -> (x, log_det)``, with the *forward* log-determinant at ``x``.
 
-    Both are pure functions of their arguments and the parameters. Here they get a door check, and from
-    them come ``flow(x)``, ``flow.inv``, ``flow.log_abs_det_jacobian(x, y)``, ``flow.condition(context)``,
-    and so :class:`~pyro.distributions.TransformedDistribution`,
-    :class:`~pyro.distributions.ConditionalTransformedDistribution` and Pyro's guides.
+    Both are pure functions of their arguments and the parameters. Here they get a door check, and from them come
+    ``flow(x)``, ``flow.inv``, ``flow.log_abs_det_jacobian(x, y)``, ``flow.condition(context)``, and so what Pyro needs.
 
     Args:
         input_dim: D, the size of the last dimension.
@@ -42,9 +40,8 @@ class Flow(ConditionalTransform, TransformModule):
     broadcasts against that of ``x``, ``log_det`` has the broadcast batch shape.
 
     Raises:
-        ValueError: for another last dimension, an empty batch, a context that is missing, unexpected or
-            does not broadcast; through the torch interface also for NaN or inf (when torch's argument
-            validation is on).
+        ValueError: for another last dimension, an empty batch, a context that is missing, unexpected or does not
+            broadcast; through torch's interface also for NaN or inf, when torch's argument validation is on.
     """
 
     bijective = True
@@ -172,6 +169,9 @@ class Flow(ConditionalTransform, TransformModule):
         return id(self)
 
     __repr__ = nn.Module.__repr__
+
+    def __dir__(self) -> list[str]:  # torch.jit reads every name in it, and sign is not always defined
+        return [name for name in super().__dir__() if name != "sign" or self.input_dim == 1]
 
     def extra_repr(self) -> str:
         """The dimensions, for ``repr``."""
