@@ -93,7 +93,7 @@ def draw_weighted(
     def one() -> tuple[dict[str, Tensor], list[Tensor], Tensor, Tensor]:
         guide_run = trace_model(guide, args, kwargs)
         run = trace_model(poutine.replay(model, trace=guide_run), args, kwargs)
-        values = {k: site["value"] for k, site in run.nodes.items() if k in names}
+        values = {k: torch.as_tensor(site["value"]) for k, site in run.nodes.items() if k in names}
         parts = [] if not flat else [_unconstrained(site) for site in run.nodes.values() if is_latent(site)]
         with pyro.validation_enabled(False):
             return values, parts, torch.as_tensor(run.log_prob_sum()), torch.as_tensor(guide_run.log_prob_sum())

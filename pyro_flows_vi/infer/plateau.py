@@ -16,8 +16,8 @@ class Plateau:
     The ELBOs of ``window`` steps make a mean :math:`\bar e` with a standard error s. A window is progress where
     :math:`\bar e` beats the best mean at the present step size by more than
     :math:`\max(2 \sqrt{s^2 + s_{best}^2}, \mathrm{tolerance})`. ``patience`` windows without progress lower the step
-    size by ``factor``; after ``drops`` such drops the next plateau is convergence. A window that falls short of the best by
-    five standard errors and one nat is a collapse: the caller goes back to the best parameters, with a smaller step.
+    size by ``factor``; after ``drops`` such drops the next plateau is convergence. A window that falls short of the
+    best by five standard errors and one nat is a collapse: the caller goes back to the best parameters, with a smaller step.
 
     Args:
         window: steps in a window.
