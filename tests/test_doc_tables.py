@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import get_args
@@ -44,3 +45,38 @@ def test_every_family_and_form_is_in_the_table_of_errors(tables: ModuleType) -> 
     assert ("iaf", {}) in cases and ("iaf", {"gated": True}) in cases
     for name, options in cases:
         flows.build(name, tables.CHECKED_DIM, num_transforms=1, **options)
+
+
+def test_examples_are_shown_from_their_records(tables: ModuleType, tmp_path: Path) -> None:
+    page = (DOCS / "posteriors.md").read_text(encoding="utf-8")
+    assert all(f"generated/example_{name}.md" in page for name in tables.EXAMPLES)
+    assert "python -m examples.radon" in tables.example_part(tmp_path, "radon")
+    folder = tmp_path / "records" / "posteriors" / "examples"
+    folder.mkdir(parents=True)
+    row = {
+        "guide_mean": 1.5,
+        "guide_sd": 2.0,
+        "nuts_mean": 1.25,
+        "nuts_sd": 1.0,
+        "shift": 0.25,
+        "log_sd_ratio": 0.6931472,
+    }
+    record = {
+        "fit": {"steps": 30, "stop_reason": "no more progress"},
+        "options": {"seed": 4, "draws": 50},
+        "scalars": {"tau": row},
+        **{"verdict": "trust", "khat": 0.25, "ess": 3500.0, "num_draws": 4000, "reference": "a long run"},
+    }
+    (folder / "radon.json").write_text(json.dumps(record))
+    shown = tables.example_part(tmp_path, "radon")
+    assert "| `tau` | 1.5 ± 2 | 1.25 ± 1 | +0.25 sds | 2.00 |" in shown
+    assert "Seed 4; 30 steps (no more progress); k-hat 0.25; 3500 effective draws of 4,000; verdict: trust" in shown
+    assert "![" not in shown, "a figure that is not there"
+    record = {key: record[key] for key in ("fit", "options")} | {
+        "levels": [0.5],
+        "quantiles": {"truth": [0.0], "NUTS": [0.125]},
+        "chains": {"NUTS": {"divergences": 3, "ess": None}},
+    }
+    (folder / "neutra.json").write_text(json.dumps(record))
+    shown = tables.example_part(tmp_path, "neutra")
+    assert "| NUTS | 0.12 |" in shown and "NUTS: 3 divergences in 50 draws, effective size unknown" in shown

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +24,8 @@ logger = logging.getLogger(__name__)
 PROGRAM = "pyro-flows-vi"
 DIM = 10
 CHECKED_DIM = 3
+#: scripts of `examples` whose records are shown
+EXAMPLES = ("eight_schools", "logistic_regression", "radon", "neutra")
 STEPS = 4
 #: families of which more than the default is checked for the table of errors
 FORMS: dict[str, tuple[dict[str, Any], ...]] = {
@@ -133,6 +137,47 @@ def committed(docs: Path, name: str) -> str:
     return f"No table has been committed yet: `docs/{name}.md` is made by the command above.\n"
 
 
+def example_part(docs: Path, name: str) -> str:
+    """The figure and the table of an example, from the record that it left."""
+    path = docs / "records" / "posteriors" / "examples" / f"{name}.json"
+    if not path.exists():
+        command = f"python -m examples.{name} --out docs/images --record docs/records/posteriors/examples"
+        return f"No record has been committed yet: `{command}` makes it.\n"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    fit, options = record["fit"], record["options"]
+    notes = [f"{fit['steps']} steps ({fit['stop_reason']})"]
+    if "verdict" in record:
+        notes += [f"k-hat {record['khat']:.2f}", f"{record['ess']:.0f} effective draws of {record['num_draws']:,}"]
+        notes += [f"verdict: {record['verdict']}", f"reference: {record['reference']}"]
+    for who, chain in record.get("chains", {}).items():
+        size = "unknown" if chain["ess"] is None else f"{chain['ess']:.0f}"
+        notes.append(f"{who}: {chain['divergences']} divergences in {options['draws']:,} draws, effective size {size}")
+    if "worst" in record:
+        notes.append(f"largest shift of a mean among all scalars: {record['worst']['shift']:.2f} sds")
+    image = f"![{name}](images/{name}.png)\n\n" if (docs / "images" / f"{name}.png").exists() else ""
+    return f"{image}{example_table(record)}\nSeed {options['seed']}; {'; '.join(notes)}.\n"
+
+
+def example_table(record: dict[str, Any]) -> str:
+    """The guide's scalars beside those of NUTS, or quantiles beside known ones."""
+    if "quantiles" in record:
+        header = ["quantiles of v", *(f"{level:.0%}" for level in record["levels"])]
+        rows = record["quantiles"].items()
+        return markdown_table(header, ([name, *(f"{value:.2f}" for value in row)] for name, row in rows))
+    header = ["scalar", "guide", "NUTS", "shift of the mean", "ratio of sds"]
+    rows = [
+        [
+            f"`{label}`",
+            f"{row['guide_mean']:.4g} ± {row['guide_sd']:.3g}",
+            f"{row['nuts_mean']:.4g} ± {row['nuts_sd']:.3g}",
+            f"{row['shift']:+.2f} sds",
+            f"{math.exp(row['log_sd_ratio']):.2f}",
+        ]
+        for label, row in record["scalars"].items()
+    ]
+    return markdown_table(header, rows)
+
+
 def write_tables(app: Sphinx) -> None:
     docs = Path(app.srcdir)
     logger.info("checking every flow of the registry for its table")
@@ -145,6 +190,7 @@ def write_tables(app: Sphinx) -> None:
             "commands": "\n".join(command_help(cli.main)),
             "vae_table": committed(docs, "vae_table"),
             "performance_table": committed(docs, "performance_table"),
+            **{f"example_{name}": example_part(docs, name) for name in EXAMPLES},
         }
     folder = docs / "generated"
     folder.mkdir(exist_ok=True)
