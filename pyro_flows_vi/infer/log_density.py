@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from pyro_flows_vi.infer._score_node import WithScore
 from pyro_flows_vi.infer.layout import (
     Layout,
     Unconstrained,
@@ -27,7 +28,6 @@ from pyro_flows_vi.infer.layout import (
     read_layout,
     trace_model,
 )
-from pyro_flows_vi.infer.score_node import WithScore
 from pyro_flows_vi.transforms._door import is_traced
 
 __all__ = ["LogDensity"]

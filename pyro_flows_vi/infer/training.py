@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor, nn
 
+from pyro_flows_vi.infer._particles import particle_elbo
 from pyro_flows_vi.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_flows_vi.infer.log_density import LogDensity
 from pyro_flows_vi.infer.objectives import ELBO, Estimate, Objective, Tempering
@@ -32,6 +32,7 @@ class Problem(Protocol):
     """What is trained: parameters and estimates of an objective."""
 
     signature: dict[str, Any]
+    learning_rate: float
 
     def estimate(self, fraction: float) -> Estimate:
         """One estimate with gradients, when ``fraction`` of the run is over."""
@@ -56,6 +57,8 @@ class FlowProblem:
     ) -> None:
         self.guide, self.log_density, self.num_particles, self.tempering = guide, log_density, num_particles, tempering
         self.objective: Objective = ELBO() if objective is None else objective
+        even = any(name.endswith("weight_units") for name, _ in guide.named_parameters())
+        self.learning_rate = 0.3 if even else 0.03
         self.signature = {
             "flow": guide.flow_name,
             "sites": [[site.name, list(site.unconstrained_shape)] for site in guide.layout],
@@ -91,7 +94,8 @@ class PyroProblem:
         self, model: Callable[..., Any], guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], num_particles: int
     ) -> None:
         self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
-        self.elbo = Trace_ELBO(num_particles=num_particles, vectorize_particles=True)
+        self.elbo = particle_elbo(model, guide, args, kwargs, num_particles)
+        self.learning_rate = 0.01
         self.signature = {"flow": type(guide).__name__, "particles": num_particles}
         with poutine.trace(param_only=True) as capture:
             self.estimate(0.0)
@@ -124,7 +128,7 @@ class Training:
     def configure(
         self,
         optimizer: Any,
-        learning_rate: float,
+        learning_rate: float | None,
         schedule: Callable[[float], float] | None,
         clip_norm: float,
         plateau: Plateau,
@@ -135,7 +139,8 @@ class Training:
         self.schedule, self.clip_norm, self.plateau = schedule, clip_norm, copy.deepcopy(plateau)
         self.max_steps, self.max_skipped = max_steps, max_skipped
         self.parameters = self.problem.parameters()
-        self.optimizer = _make_optimizer(optimizer, self.parameters, learning_rate)
+        rate = self.problem.learning_rate if learning_rate is None else learning_rate
+        self.optimizer = _make_optimizer(optimizer, self.parameters, rate)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.start = self._copy()
         self.best = self._copy()

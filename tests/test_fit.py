@@ -1,0 +1,452 @@
+"""Fits of small models with known posteriors, and everything that may happen on the way."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_flows_vi.guides import AutoFlow
+from pyro_flows_vi.infer import ELBO, FitResult, PathELBO, Plateau, fit, linear_tempering
+from pyro_flows_vi.infer._particles import particle_elbo
+from pyro_flows_vi.infer.objectives import Estimate, FlowGuide, Target
+
+X = torch.tensor([[1.0, 0.5], [1.0, -1.0], [1.0, 2.0], [1.0, 0.3], [1.0, -0.4]])
+Y = torch.tensor([1.2, -0.8, 3.1, 0.9, 0.1])
+
+
+def regression(x: Tensor, y: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(torch.zeros(x.shape[1]), 2.0).to_event(1))
+    pyro.sample("y", dist.Normal(x @ w, 0.7).to_event(1), obs=y)
+
+
+def posterior() -> tuple[Tensor, Tensor, float]:
+    x, y = X.double(), Y.double()
+    covariance = torch.linalg.inv(x.T @ x / 0.49 + torch.eye(2) / 4.0)
+    marginal = 4.0 * x @ x.T + 0.49 * torch.eye(5, dtype=x.dtype)
+    evidence = dist.MultivariateNormal(torch.zeros(5, dtype=x.dtype), marginal).log_prob(y)
+    return covariance @ (x.T @ y) / 0.49, covariance, float(evidence)
+
+
+def make_guide(flow: str = "realnvp", **options: Any) -> AutoFlow:
+    pyro.set_rng_seed(7)
+    return AutoFlow(regression, flow, 2, hidden_dims=[8], **options).setup(X, Y)
+
+
+SMALL: dict[str, Any] = {"num_particles": 16, "restarts": 1, "progress": False, "seed": 0, "start": "guide"}
+
+
+def small_fit(guide: Any, max_steps: int = 40, **options: Any) -> FitResult:
+    return fit(regression, guide, X, Y, max_steps=max_steps, **{**SMALL, **options})
+
+
+def same(first: AutoFlow, second: AutoFlow) -> bool:
+    ours, theirs = first.state_dict(), second.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+# -- results -----------------------------------------------------------------------------------------
+
+
+def test_defaults_recover_a_conjugate_posterior() -> None:
+    mean, covariance, evidence = posterior()
+    guide = AutoFlow(regression)
+    result = fit(regression, guide, X, Y, seed=1, progress=False)
+    draws = guide.sample_posterior(8192, X, Y)["w"].double()
+    error = (draws.mean(0) - mean) / covariance.diagonal().sqrt()
+    assert float(error.abs().max()) < 0.05
+    torch.testing.assert_close(draws.T.cov(), covariance, rtol=0.1, atol=0.005)
+    assert abs(result.elbo - evidence) < 0.02
+    assert result.converged and result.stop_reason == "no more progress"
+    assert len(result.restart_elbos) == 3 and result.skipped_steps == 0
+    lengths = {name: len(curve) for name, curve in result.history.items()}
+    assert set(lengths) == {"step", "elbo", "elbo_se", "learning_rate"} and len(set(lengths.values())) == 1
+    assert "converged" in str(result) and "ELBO" in str(result)
+
+
+def test_a_posterior_that_is_not_gaussian() -> None:
+    def model() -> None:
+        pyro.sample("rate", dist.Gamma(1.5, 2.0))
+
+    guide = AutoFlow(model, "naf", 2)
+    result = fit(model, guide, seed=0, progress=False, max_steps=400, num_particles=64)
+    assert abs(result.elbo) < 0.01  # the evidence is 1, and the best Gaussian falls short of it by 0.05
+    draws = guide.sample_posterior(8192)["rate"]
+    assert abs(float(draws.mean()) - 0.75) < 0.05
+
+
+@pytest.mark.parametrize("start", ["laplace", "gaussian"])
+@pytest.mark.parametrize("dense", [True, False])
+def test_starts_are_at_the_posterior(start: str, dense: bool) -> None:
+    mean, covariance, _ = posterior()
+    guide = make_guide(dense=dense)
+    small_fit(guide, 1, start=start, learning_rate=1e-9, num_particles=256)
+    torch.testing.assert_close(
+        guide.affine.location().detach().double(), mean, atol=0.1 if not dense else 1e-3, rtol=0.0
+    )
+    scale = guide.affine.scale_tril().detach().double()
+    if dense:
+        torch.testing.assert_close(scale @ scale.T, covariance, atol=1e-3, rtol=1e-2)
+    else:
+        assert scale.shape == (2,) and bool((scale > 0).all())
+
+
+def test_the_start_may_be_left_to_the_guide() -> None:
+    guide = make_guide(init_scale=0.05)
+    before = guide.affine.location().detach().clone()
+    result = small_fit(guide, 1, learning_rate=1e-12)
+    torch.testing.assert_close(guide.affine.location().detach(), before)
+    assert result.restart_elbos == [] and not result.converged and result.stop_reason == "max_steps reached"
+
+
+def test_the_kept_parameters_are_not_worse_than_the_start() -> None:
+    mean, covariance, evidence = posterior()
+    guide = make_guide()
+    guide.affine.reframe(mean.float(), torch.linalg.cholesky(covariance).float())
+    result = small_fit(guide, 30, optimizer=lambda p: torch.optim.SGD(p, lr=3.0))  # steps much too large
+    assert result.kept == "start" and result.elbo > evidence - 0.5
+
+
+# -- optimisers, schedules, objectives ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda parameters: torch.optim.RMSprop(parameters, lr=0.01),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
+        pyro.optim.Adam({"lr": 0.02}),
+        pyro.optim.ClippedAdam({"lr": 0.02}),
+    ],
+    ids=["RMSprop", "SGD", "pyro Adam", "pyro ClippedAdam"],
+)
+def test_optimisers_of_torch_and_pyro(optimizer: Any) -> None:
+    guide = make_guide(init_scale=0.3)
+    start = small_fit(make_guide(init_scale=0.3), 1, learning_rate=1e-9).elbo
+    result = small_fit(guide, 80, optimizer=optimizer)
+    assert result.elbo > start + 1.0
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (torch.optim.LBFGS, "stochastic optimiser"),
+        (lambda parameters: object(), "it made a object"),
+        (pyro.optim.Adam({"lr": 0.1}, {"clip_norm": 1.0}), "clip_norm"),
+        (pyro.optim.Adam(lambda name: {"lr": 0.1}), "one dict of arguments"),
+        (
+            pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.1}),
+            "schedule",
+        ),
+    ],
+    ids=["LBFGS", "object", "clip", "function", "scheduler"],
+)
+def test_optimisers_that_would_be_misunderstood(optimizer: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_fit(make_guide(), 2, optimizer=optimizer)
+
+
+def test_a_schedule_sets_the_step_sizes_and_is_done_to_its_end() -> None:
+    rates: list[float] = []
+
+    def schedule(fraction: float) -> float:
+        rates.append(fraction)
+        return 1.0 - fraction
+
+    result = small_fit(make_guide(), 120, schedule=schedule, plateau=Plateau(window=5), learning_rate=0.01)
+    assert rates == [step / 120 for step in range(120)]
+    assert result.converged and result.stop_reason == "the schedule is over" and result.steps == 120
+    expected = [0.01 * min(1.0, step / 50) * (1.0 - (step - 1) / 120) for step in range(5, 121, 5)]
+    assert result.history["learning_rate"] == pytest.approx(expected)
+
+
+def test_tempering_reaches_the_objective() -> None:
+    seen: list[float] = []
+
+    class Spy(PathELBO):
+        def __call__(self, guide: FlowGuide, target: Target, num_particles: int, temperature: float = 1.0) -> Estimate:
+            seen.append(temperature)
+            return super().__call__(guide, target, num_particles, temperature)
+
+    small_fit(make_guide(), 10, objective=Spy(), tempering=linear_tempering(0.5, until=0.5))
+    assert seen == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0])
+
+
+def test_flows_with_an_estimated_log_determinant_take_the_plain_elbo() -> None:
+    result = small_fit(make_guide("residual"), 3)
+    assert math.isfinite(result.elbo) and result.steps == 3
+
+
+def test_parameters_of_the_model_are_learned() -> None:
+    def model(y: Tensor) -> None:
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+        loc = pyro.sample("loc", dist.Normal(0.0, scale))
+        pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    guide = AutoFlow(model, num_transforms=1)
+    fit(model, guide, torch.tensor(3.0), seed=0, progress=False, learning_rate=0.05, max_steps=400, num_particles=64)
+    # y ~ N(0, scale^2 + 1): the evidence is largest at scale^2 = y^2 - 1
+    assert abs(pyro.param("scale").item() - math.sqrt(8.0)) < 0.15
+
+
+# -- randomness and dtype ----------------------------------------------------------------------------
+
+
+def test_a_seed_makes_fits_equal_and_leaves_the_generators_alone() -> None:
+    first, second, third = make_guide(), make_guide(), make_guide()
+    state, numpys, pythons = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    results = [small_fit(guide, 20, start="gaussian") for guide in (first, second)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.random.get_state()[1].tolist() == numpys and random.getstate() == pythons
+    assert same(first, second) and results[0].elbo == results[1].elbo
+    small_fit(third, 20, start="gaussian", seed=1)
+    assert not same(first, third)
+
+
+def test_double_precision() -> None:
+    guide = AutoFlow(regression, num_transforms=1)
+    result = fit(regression, guide, X, Y, **{**SMALL, "start": "gaussian", "dtype": torch.float64, "max_steps": 5})
+    assert {p.dtype for p in guide.parameters()} == {torch.float64}
+    assert torch.get_default_dtype() == torch.float32 and X.dtype == torch.float32
+    mean, _, _ = posterior()
+    torch.testing.assert_close(guide.affine.location().detach(), mean, atol=0.01, rtol=0.0)
+    assert math.isfinite(result.elbo)
+
+
+# -- checkpoints and interruptions -------------------------------------------------------------------
+
+
+def interrupt_at(step: int, total: int) -> Callable[[float], float]:
+    """A schedule that presses Ctrl-C."""
+
+    def schedule(fraction: float) -> float:
+        if round(fraction * total) == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return 1.0
+
+    return schedule
+
+
+def test_a_fit_goes_on_bit_for_bit_after_ctrl_c(tmp_path: Path) -> None:
+    whole, cut, resumed = make_guide(), make_guide(), make_guide()
+    options: dict[str, Any] = {"plateau": Plateau(window=5), "start": "gaussian"}
+    expected = small_fit(whole, 40, schedule=lambda fraction: 1.0, **options)
+    file = tmp_path / "fit.ckpt"
+    options |= {"checkpoint": file, "resume": True}
+    partial = small_fit(cut, 40, schedule=interrupt_at(22, 40), **options)
+    assert partial.stop_reason == "interrupted" and not partial.converged and partial.steps == 23
+    assert math.isfinite(partial.elbo)
+    found = small_fit(resumed, 40, schedule=lambda fraction: 1.0, **options)
+    assert same(resumed, whole) and found.steps == 40
+    assert found.history == expected.history and found.restart_elbos == expected.restart_elbos
+    assert (found.elbo, found.elbo_se, found.kept) == (expected.elbo, expected.elbo_se, expected.kept)
+
+
+def test_periodic_checkpoints_and_the_stopping_rule_go_on_bit_for_bit(tmp_path: Path) -> None:
+    whole, cut, resumed = make_guide(), make_guide(), make_guide()
+    options: dict[str, Any] = {"plateau": Plateau(window=4, patience=1), "start": "gaussian"}
+    expected = small_fit(whole, 60, **options)
+    file = tmp_path / "fit.ckpt"
+    small_fit(cut, 14, checkpoint=file, checkpoint_every=7, **options)
+    found = small_fit(resumed, 60, checkpoint=file, resume=True, **options)
+    assert expected.stop_reason == found.stop_reason and found.steps == expected.steps > 14
+    assert same(resumed, whole) and found.history == expected.history
+
+
+def test_checkpoints_of_other_guides(tmp_path: Path) -> None:
+    file = tmp_path / "fit.ckpt"
+
+    def run(steps: int, **options: Any) -> tuple[FitResult, dict[str, Tensor]]:
+        pyro.clear_param_store()
+        guide = AutoNormal(plated)
+        settings = {**SMALL, "plateau": Plateau(window=5), **options}
+        result = fit(plated, guide, Y, max_steps=steps, **settings)
+        return result, {name: p.detach().clone() for name, p in guide.named_parameters()}
+
+    expected, whole = run(20)
+    run(10, checkpoint=file, checkpoint_every=10)
+    found, resumed = run(20, checkpoint=file, resume=True)
+    assert found.history == expected.history
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_ctrl_c_without_a_checkpoint_returns_the_best() -> None:
+    guide = make_guide(init_scale=0.3)
+    before = signal.getsignal(signal.SIGINT)
+    result = small_fit(guide, 500, schedule=interrupt_at(60, 500), learning_rate=0.05)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert result.stop_reason == "interrupted" and result.steps == 61
+    assert result.elbo > small_fit(make_guide(init_scale=0.3), 1, learning_rate=1e-9).elbo + 1.0
+    assert "not converged (interrupted)" in str(result)
+
+
+def test_checkpoints_that_do_not_belong_here(tmp_path: Path) -> None:
+    file = tmp_path / "fit.ckpt"
+    small_fit(make_guide(), 2, checkpoint=file, checkpoint_every=1)
+    content = file.read_bytes()
+    with pytest.raises(ValueError, match=r"other settings.*flow: expected 'planar', got 'realnvp'"):
+        small_fit(AutoFlow(regression, "planar"), 2, checkpoint=file, resume=True)
+    with pytest.raises(ValueError, match=r"other settings.*particles"):
+        small_fit(make_guide(), 2, checkpoint=file, resume=True, num_particles=8)
+    file.write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
+    with pytest.raises(ValueError, match="the content was altered"):
+        small_fit(make_guide(), 2, checkpoint=file, resume=True)
+    file.write_bytes(content[:-100])
+    with pytest.raises(ValueError, match="truncated"):
+        small_fit(make_guide(), 2, checkpoint=file, resume=True)
+    file.write_bytes(b"something else\n")
+    with pytest.raises(ValueError, match=r"fit.ckpt: expected a file that starts with the header"):
+        small_fit(make_guide(), 2, checkpoint=file, resume=True)
+
+
+def test_without_resume_an_old_checkpoint_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "fit.ckpt"
+    file.write_bytes(b"something else\n")
+    assert small_fit(make_guide(), 2, checkpoint=file, checkpoint_every=1).steps == 2
+    assert small_fit(make_guide(), 3, checkpoint=file, resume=True).steps == 3
+
+
+# -- steps that are not finite -----------------------------------------------------------------------
+
+
+class Flaky:
+    """An objective that is not a number at some calls."""
+
+    def __init__(self, bad: Callable[[int], bool]) -> None:
+        self.bad, self.calls, self.inner = bad, 0, ELBO()
+
+    def __call__(self, guide: FlowGuide, target: Target, num_particles: int, temperature: float = 1.0) -> Estimate:
+        estimate = self.inner(guide, target, num_particles, temperature)
+        self.calls += 1
+        return Estimate(estimate.loss * torch.nan, estimate.log_weights) if self.bad(self.calls) else estimate
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted() -> None:
+    guide = make_guide()
+    result = small_fit(guide, 40, objective=Flaky(lambda call: call % 4 == 0), max_skipped=2)
+    assert result.skipped_steps == 10 and result.steps == 40
+    assert all(bool(p.isfinite().all()) for p in guide.parameters())
+    assert "10 steps skipped" in str(result)
+
+
+def test_too_many_in_a_row_are_an_error_and_the_best_is_kept() -> None:
+    guide, until = make_guide(init_scale=0.3), make_guide(init_scale=0.3)
+    options: dict[str, Any] = {"plateau": Plateau(window=5), "learning_rate": 0.05}
+    with pytest.raises(ValueError, match=r"not finite in 3 steps in a row.*holds the best parameters.*float64"):
+        small_fit(guide, 40, objective=Flaky(lambda call: call > 22), max_skipped=3, **options)
+    assert all(bool(p.isfinite().all()) for p in guide.parameters())
+    # the best are those at the end of one of the windows
+    windows: list[list[Tensor]] = []
+
+    def look(call: int) -> bool:
+        if call % 5 == 1:
+            windows.append([p.detach().clone() for p in until.parameters()])
+        return False
+
+    small_fit(until, 22, objective=Flaky(look), **options)
+    kept = [all(map(torch.equal, guide.parameters(), window)) for window in windows[1:]]
+    assert kept.count(True) == 1
+
+
+# -- other guides ------------------------------------------------------------------------------------
+
+
+def plated(y: Tensor) -> None:
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+
+def blind(y: Tensor) -> None:
+    """Sums over whatever dimensions there are, without an error."""
+    w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(w.sum(), 1.0), obs=y)
+
+
+def test_particles_share_a_run_only_where_that_is_right() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert particle_elbo(plated, AutoNormal(plated), (Y,), {}, 16).vectorize_particles
+        assert not particle_elbo(blind, AutoNormal(blind), (Y,), {}, 1).vectorize_particles
+    for guide in (AutoNormal, AutoMultivariateNormal):
+        with pytest.warns(UserWarning, match=r"once for each, which is slow: their log densities are"):
+            assert not particle_elbo(blind, guide(blind), (Y,), {}, 16).vectorize_particles
+    with pytest.warns(UserWarning, match="once for each, which is slow: "):
+        assert not particle_elbo(regression, AutoNormal(regression), (X, Y), {}, 16).vectorize_particles
+
+
+def test_a_model_that_is_blind_to_particles_is_fitted_right() -> None:
+    guide = AutoNormal(blind)
+    with pytest.warns(UserWarning, match="once for each"):
+        fit(blind, guide, Y, seed=0, progress=False, max_steps=200, learning_rate=0.03, num_particles=4)
+    precision = torch.eye(2) + len(Y)
+    mean = torch.linalg.solve(precision, torch.full((2,), float(Y.sum())))
+    assert float((guide.median()["w"] - mean).abs().max()) < 0.15
+    # the best factorised Gaussian has one over the diagonal of the precision
+    spread = guide.quantiles([0.1587, 0.8413])["w"]
+    torch.testing.assert_close((spread[1] - spread[0]) / 2, precision.diagonal().rsqrt(), rtol=0.4, atol=0.0)
+
+
+def test_autonormal() -> None:
+    guide = AutoNormal(plated)
+    result = fit(plated, guide, Y, seed=0, progress=False, max_steps=300, learning_rate=0.03)
+    assert abs(float(guide.median()["loc"]) - float(Y.sum()) / 6.0) < 0.05
+    evidence = float(dist.MultivariateNormal(torch.zeros(5), torch.eye(5) + 1.0).log_prob(Y))
+    assert abs(result.elbo - evidence) < 0.02 + 4.0 * result.elbo_se
+
+
+def test_a_guide_written_by_hand() -> None:
+    def guide(y: Tensor) -> None:
+        loc = pyro.param("mean", torch.tensor(0.0))
+        scale = pyro.param("sd", torch.tensor(0.1), constraint=constraints.positive)
+        pyro.sample("loc", dist.Normal(loc, scale))
+
+    result = fit(plated, guide, Y, seed=0, progress=False, max_steps=300, learning_rate=0.03)
+    assert abs(pyro.param("mean").item() - float(Y.sum()) / 6.0) < 0.05
+    assert abs(pyro.param("sd").item() - 6.0**-0.5) < 0.05
+    assert result.skipped_steps == 0
+    for option in ({"objective": ELBO()}, {"tempering": linear_tempering()}):
+        with pytest.raises(ValueError, match="for flow guides"):
+            fit(plated, guide, Y, progress=False, **option)
+
+
+# -- bad input ---------------------------------------------------------------------------------------
+
+
+def test_a_guide_that_was_set_up_for_other_shapes() -> None:
+    with pytest.raises(ValueError, match=r"set up for 'w' of shape \(2,\).*'w' of shape \(3,\).*new guide"):
+        fit(regression, make_guide(), torch.randn(4, 3), torch.randn(4), progress=False)
+
+
+def test_a_start_without_density_names_the_site() -> None:
+    def model() -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        pyro.sample("height", dist.Exponential(loc.square() + 1.0), obs=torch.tensor(-torch.inf))
+
+    with pytest.raises(ValueError, match=r"'height' is not finite at 50 different starts.*init_loc_fn"):
+        fit(model, AutoFlow(model), progress=False)
+
+
+def test_observed_nan_names_the_site() -> None:
+    with pytest.raises(ValueError, match="'y' holds 1 NaN"):
+        fit(regression, AutoFlow(regression), X, Y.clone().index_fill_(0, torch.tensor([1]), torch.nan), progress=False)
+
+
+def test_an_unknown_start() -> None:
+    with pytest.raises(ValueError, match="one of gaussian, laplace, guide, got 'mode'"):
+        small_fit(make_guide(), 1, start="mode")
