@@ -68,15 +68,18 @@ class ImplicitGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
+        """``x`` as it is; ``solve`` takes the incoming gradient to the one that is passed on."""
         return x.view_as(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the solver, and the output as what the solution depends on."""
         ctx.solve = inputs[1]
         ctx.save_for_backward(output)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Solve, without a graph."""
         with torch.no_grad():
             solution = ctx.solve(gradient)
         # The solution depends on x too: torch's once_differentiable would look at the gradient alone.
