@@ -2,10 +2,9 @@
 
     python -m examples.benchmarks.accuracy                         # our default guide, all posteriors, two seeds
     python -m examples.benchmarks.accuracy rats --methods AutoNormal AutoIAFNormal --seeds 0
-    python -m examples.benchmarks.accuracy --table                 # the table of all records, as in the docs
+    python -m examples.benchmarks.accuracy --table                 # docs/accuracy_table.md of all records
 
-Ours is ``fit(model, AutoFlow(model), *args)`` and nothing else. The peers of Pyro get 10,000 steps of
-``Trace_ELBO`` with 16 vectorised particles, ClippedAdam at 0.01 falling to 0.001: see ``peers.py``.
+Ours is ``fit(model, AutoFlow(model), *args)`` and nothing else; what the peers get is in ``peers.py``.
 """
 
 from __future__ import annotations
@@ -98,6 +97,50 @@ def measure(name: str, method: str, seed: int, **options: Any) -> dict[str, Any]
     } | report
 
 
+GOALS = {"mean": 0.1, "sd": 0.1, "khat": 0.7}
+TABLE = Path(__file__).parents[2] / "docs" / "accuracy_table.md"
+
+
+def render(folder: Path) -> str:
+    """The table of all records in Markdown: a row a posterior, the worse of the seeds in every cell, and the counts."""
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    methods = sorted({r["method"] for r in records}, key=lambda m: (m != "ours", m))
+    lines = []
+    for method in methods:
+        mine = [r for r in records if r["method"] == method]
+        names = [name for name in SUITE if any(r["posterior"] == name for r in mine)]
+        lines += [
+            f"**{method}**: {len(names)} posteriors",
+            "",
+            "| posterior | dim | mean error | log sd ratio | k-hat | ELBO gap | seconds | seeds |",
+            "| --- | --: | --: | --: | --: | --: | --: | --: |",
+        ]
+        passed = dict.fromkeys(GOALS, 0)
+        for name in names:
+            seeds = [r for r in mine if r["posterior"] == name]
+            worst = {
+                "mean": max(r["worst_mean_error"] for r in seeds),
+                "sd": max(r["worst_log_sd_ratio"] for r in seeds),
+                "khat": max(r["khat"] for r in seeds),
+            }
+            for goal, bound in GOALS.items():
+                passed[goal] += worst[goal] <= bound
+            gap = max(r["iw_elbo"] - r["elbo"] for r in seeds)
+            seconds = max(r["seconds"] for r in seeds)
+            lines.append(
+                f"| {name} | {seeds[0]['dim']} | {worst['mean']:.3f} | {worst['sd']:.3f} | {worst['khat']:.2f} | "
+                f"{gap:.3f} | {seconds:.0f} | {len(seeds)} |"
+            )
+        counts = ", ".join(f"{goal} within {bound}: {passed[goal]}" for goal, bound in GOALS.items())
+        lines += ["", f"Of {len(names)}: {counts}.", ""]
+    lines.append(
+        "Mean error: the worst over all scalars, in posterior standard deviations of the reference run. Each cell is "
+        "the worst of the seeds. k-hat: the median over five sets of 4000 draws. ELBO gap: between the importance-weighted "
+        "bound of 20,000 draws and the ELBO. Seconds: with tracing, on a machine that did other work at the same time."
+    )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Measure what is asked for and has no record yet, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -106,7 +149,11 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--records", type=Path, default=RECORDS)
     parser.add_argument("--again", action="store_true", help="measure anew what has a record")
+    parser.add_argument("--table", action="store_true", help="only write the table of all records into the docs")
     options = parser.parse_args()
+    if options.table:
+        write_atomically(TABLE, render(options.records).encode())
+        return
     warnings.filterwarnings("ignore", category=UserWarning)
     for name in options.names or [n for n in SUITE if (RECORDS.parent / "truth" / f"{n}.json").exists()]:
         for method in options.methods:
@@ -122,7 +169,8 @@ def main() -> None:
                 write_atomically(path, json.dumps(record, indent=1).encode())
                 print(
                     f"{name:26s} {method} {seed} D={record['dim']:3d} mean {record['worst_mean_error']:.3f} "
-                    f"({record['worst_mean_scalar']}) sd {record['worst_log_sd_ratio']:.3f} ({record['worst_sd_scalar']}) "
+                    f"({record['worst_mean_scalar']}) "
+                    f"sd {record['worst_log_sd_ratio']:.3f} ({record['worst_sd_scalar']}) "
                     f"k {record['khat']:.2f} ess {record['ess']:.2f} gap {record['iw_elbo'] - record['elbo']:.3f} "
                     f"{record['seconds']:.0f} s {record.get('steps')} {record.get('reason')} {record.get('kept')}",
                     flush=True,
