@@ -42,6 +42,7 @@ napoleon_use_ivar = True
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!pyro_flows_vi).*"),
+    (r"py:.*", r"pyro_flows_vi\..*\._\w+.*"),  # private classes and modules have no page
 ]
 suppress_warnings = ["ref.python"]  # a class that a package also exports has two names
 

@@ -19,8 +19,7 @@ from torch import Tensor
 from examples.benchmarks.posteriors import scalars, truth
 from examples.comparison import arguments, compare, nuts, pair, print_table, save_figure, save_record, summaries
 from pyro_flows_vi.guides import AutoFlow
-from pyro_flows_vi.infer import fit
-from pyro_flows_vi.infer.diagnostics import diagnose
+from pyro_flows_vi.infer import diagnose, fit
 
 EFFECTS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 ERRORS = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])

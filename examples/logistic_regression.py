@@ -20,8 +20,7 @@ from torch import Tensor
 from examples.benchmarks.posteriors import scalars, truth
 from examples.comparison import arguments, compare, intervals, print_table, save_figure, save_record, summaries
 from pyro_flows_vi.guides import AutoFlow
-from pyro_flows_vi.infer import fit
-from pyro_flows_vi.infer.diagnostics import diagnose
+from pyro_flows_vi.infer import diagnose, fit
 
 
 def data() -> tuple[Tensor, Tensor]:

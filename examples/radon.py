@@ -21,9 +21,7 @@ from torch import Tensor
 
 from examples.comparison import arguments, compare, intervals, nuts, print_table, save_figure, save_record, summaries
 from pyro_flows_vi.guides import AutoFlow
-from pyro_flows_vi.infer import fit
-from pyro_flows_vi.infer.arviz_export import to_arviz
-from pyro_flows_vi.infer.diagnostics import diagnose
+from pyro_flows_vi.infer import diagnose, fit, to_arviz
 
 COUNTIES = 32
 POPULATION = ("mu_intercept", "mu_slope", "gamma", "sd_intercept", "sd_slope", "sigma")

@@ -1,7 +1,10 @@
-"""From a model to a posterior: log density, objectives, fit; checkpoints, interruptions, progress."""
+"""From a model to a posterior: log density, objectives, fit, diagnosis, export; checkpoints and interruptions."""
 
+from pyro_flows_vi.infer.arviz_export import to_arviz
 from pyro_flows_vi.infer.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from pyro_flows_vi.infer.diagnostics import diagnose
 from pyro_flows_vi.infer.fit import fit
+from pyro_flows_vi.infer.importance import draw_weighted, resample
 from pyro_flows_vi.infer.interruption import Interruption
 from pyro_flows_vi.infer.log_density import LogDensity
 from pyro_flows_vi.infer.objectives import ELBO, IWELBO, DReG, PathELBO, Renyi, linear_tempering
@@ -19,10 +22,14 @@ __all__ = [
     "PathELBO",
     "Plateau",
     "Renyi",
+    "diagnose",
+    "draw_weighted",
     "fit",
     "linear_tempering",
     "load_checkpoint",
     "progress_bar",
+    "resample",
     "save_checkpoint",
+    "to_arviz",
     "write_atomically",
 ]

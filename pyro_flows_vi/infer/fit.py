@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
@@ -34,7 +33,7 @@ def fit(
     objective: Objective | None = None,
     num_particles: int | None = None,
     max_steps: int = 3000,
-    learning_rate: float = 0.01,
+    learning_rate: float | None = None,
     optimizer: Any = None,
     schedule: Callable[[float], float] | None = None,
     clip_norm: float = 10.0,
@@ -55,7 +54,8 @@ def fit(
     For a flow guide (:class:`~pyro_flows_vi.guides.AutoFlow`) two stages:
 
     1. A Gaussian is fitted by natural gradients from ``restarts`` starts
-       (:func:`~pyro_flows_vi.infer.gaussian.fit_gaussian`), and the best becomes the frame of the guide's affine layer, so that the flow sees a whitened posterior.
+       (:func:`~pyro_flows_vi.infer.gaussian.fit_gaussian`), and the best becomes the frame of the
+       guide's affine layer, so that the flow sees a whitened posterior.
     2. The flow is trained by Adam on the path gradient of the ELBO, with many particles at once on the traced
        :class:`~pyro_flows_vi.infer.LogDensity`. The step size falls, and the fit ends, by the rule of
        :class:`~pyro_flows_vi.infer.plateau.Plateau`. The last parameters, their average since the step size last fell,
@@ -72,7 +72,8 @@ def fit(
             ELBO of flows whose log-determinant is an estimate.
         num_particles: draws in a step; by default 256 for up to 64 latents and 128 beyond, or 16 of another guide.
         max_steps: steps of the second stage at most.
-        learning_rate: the first step size of Adam.
+        learning_rate: the first step size of Adam; by default 0.3 for flow guides with networks, in whose units a step
+            of an output is at most that large, 0.03 for other flow guides, and 0.01 for other guides.
         optimizer: a function from parameters to a torch optimiser, or one of ``pyro.optim``, in place of Adam.
         schedule: takes the fraction of ``max_steps`` done to a factor of the step size; all steps are then done.
         clip_norm: the gradient is scaled down to this norm where it is longer.
@@ -94,7 +95,8 @@ def fit(
 
     Raises:
         ValueError: for a model that cannot be fitted (see :class:`~pyro_flows_vi.infer.LogDensity`), a log density that
-            is not finite at the start (with the sites to blame), a guide set up for other shapes, too many skipped steps.
+            is not finite at the start (with the sites to blame), a guide set up for other shapes, too many
+            skipped steps.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -117,7 +119,7 @@ def fit(
     began = time.perf_counter()
     with torch.random.fork_rng(enabled=seed is not None), _default_dtype(dtype):
         if seed is not None:
-            pyro.set_rng_seed(seed)
+            torch.manual_seed(seed)
         training, restart_elbos = _prepare(
             model,
             guide,
@@ -224,7 +226,8 @@ def _require_same_layout(guide: Any, log_density: LogDensity) -> None:
         if (ours.name, ours.unconstrained_shape) != (models.name, models.unconstrained_shape):
             raise ValueError(
                 f"the guide was set up for {ours.name!r} of shape {tuple(ours.shape)}, and with these arguments the "
-                f"model has {models.name!r} of shape {tuple(models.shape)}: make a new guide, or pass data of the same shape"
+                f"model has {models.name!r} of shape {tuple(models.shape)}: make a new guide, or pass data of "
+                "the same shape"
             )
     if guide.latent_dim != log_density.latent_dim:
         raise ValueError(

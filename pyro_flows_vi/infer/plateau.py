@@ -17,7 +17,8 @@ class Plateau:
     :math:`\bar e` beats the best mean at the present step size by more than
     :math:`\max(2 \sqrt{s^2 + s_{best}^2}, \mathrm{tolerance})`. ``patience`` windows without progress lower the step
     size by ``factor``; after ``drops`` such drops the next plateau is convergence. A window that falls short of the
-    best by five standard errors and one nat is a collapse: the caller goes back to the best parameters, with a smaller step.
+    best by five standard errors and one nat is a collapse: the caller goes back to the best parameters, with a
+    smaller step.
 
     Args:
         window: steps in a window.
@@ -29,7 +30,7 @@ class Plateau:
 
     window: int = 100
     patience: int = 2
-    drops: int = 2
+    drops: int = 3
     factor: float = 0.3
     tolerance: float = 1e-3
     scale: float = 1.0

@@ -43,9 +43,9 @@ class Affine(Flow):
         ValueError: for a scale that is not positive and finite.
     """
 
-    #: The weights of the tails are FLOOR + softplus(SPEED t + FIRST): small at first, quick to move, and never zero,
-    #: since a guide whose tails are lighter than the posterior's, by however little, has unbounded importance weights.
-    FLOOR, SPEED, FIRST = 0.02, 10.0, -4.0
+    #: The weights of the tails are FLOOR + softplus(t + FIRST): small at first and never zero, since a guide
+    #: whose tails are lighter than the posterior's, by however little, has unbounded importance weights.
+    FLOOR, FIRST = 0.02, -4.0
 
     frame_loc: Tensor
     frame_tril: Tensor
@@ -111,7 +111,7 @@ class Affine(Flow):
     def _tails(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """h, log h' and its derivative (log h')'."""
         assert self.tail_weights is not None
-        right, left = (self.FLOOR + softplus(self.SPEED * self.tail_weights + self.FIRST)).unbind()
+        right, left = (self.FLOOR + softplus(self.tail_weights + self.FIRST)).unbind()
         up, down, rising = softplus(w), softplus(-w), torch.sigmoid(w)
         falling = torch.sigmoid(-w)
         zero = softplus(torch.zeros_like(right)).square()
