@@ -135,8 +135,8 @@ def render(folder: Path) -> str:
         lines += ["", f"Of {len(names)}: {counts}.", ""]
     lines.append(
         "Mean error: the worst over all scalars, in posterior standard deviations of the reference run. Each cell is "
-        "the worst of the seeds. k-hat: the median over five sets of 4000 draws. ELBO gap: between the importance-weighted "
-        "bound of 20,000 draws and the ELBO. Seconds: with tracing, on a machine that did other work at the same time."
+        "the worst of the seeds. k-hat: the median over five sets of 4000 draws. ELBO gap: between the importance-"
+        "weighted bound of 20,000 draws and the ELBO. Seconds: with tracing, on a machine that did other work too."
     )
     return "\n".join(lines) + "\n"
 
