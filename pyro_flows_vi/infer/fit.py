@@ -112,12 +112,15 @@ def fit(
     """
     if start not in STARTS:
         raise ValueError(f"expected start to be one of {', '.join(STARTS)}, got {start!r}")
+    for name, count in (("max_steps", max_steps), ("checkpoint_every", checkpoint_every), ("restarts", restarts)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"expected {name} to be a positive integer, got {count!r}")
     settings = {k: v for k, v in locals().items() if isinstance(v, str | int | float | bool) or v is None}
     keywords = dict(kwargs or {})
     if dtype is not None:
         args, keywords = tree_map(lambda leaf: _cast(leaf, dtype), (args, keywords))
     began = time.perf_counter()
-    with torch.random.fork_rng(enabled=seed is not None), _default_dtype(dtype):
+    with Interruption() as interruption, torch.random.fork_rng(enabled=seed is not None), _default_dtype(dtype):
         if seed is not None:
             torch.manual_seed(seed)
         training, restart_elbos = _prepare(
@@ -138,11 +141,8 @@ def fit(
         if resume and checkpoint is not None and Path(checkpoint).exists():
             restart_elbos = training.load(checkpoint)
         reason = "max_steps reached"
-        with (
-            Interruption() as interruption,
-            progress_bar(max_steps, "fit", "step", progress, done=training.step) as bar,
-        ):
-            while training.step < max_steps:
+        with progress_bar(max_steps, "fit", "step", progress, done=training.step) as bar:
+            while training.step < max_steps and not interruption.requested:
                 said = training.advance()
                 bar.update(1)
                 if said != "go on":
@@ -150,12 +150,12 @@ def fit(
                 if said == "stop" and schedule is None:
                     reason = "no more progress"
                     break
-                if interruption.requested:
-                    reason = "interrupted"
-                if checkpoint is not None and (reason == "interrupted" or training.step % checkpoint_every == 0):
+                if checkpoint is not None and training.step % checkpoint_every == 0:
                     training.save(checkpoint, restart_elbos)
-                if reason == "interrupted":
-                    break
+        if interruption.requested:
+            reason = "interrupted"
+            if checkpoint is not None:
+                training.save(checkpoint, restart_elbos)
         kept, elbo, elbo_se = training.keep_the_best()
     done = schedule is not None and reason == "max_steps reached"
     return FitResult(
