@@ -96,7 +96,7 @@ def test_35_small_scales_are_reached() -> None:
         pyro.sample("x", dist.Normal(torch.zeros(2), 0.001).to_event(1))
 
     guide = AutoIAF(narrow, init_scale=0.003, num_transforms=1)
-    train(narrow, guide, steps=150, lr=0.02)
+    train(narrow, guide, steps=400, lr=0.02)
     low, high = guide.quantiles([0.158655, 0.841345])["x"]
     torch.testing.assert_close((high - low) / 2.0, torch.full((2,), 0.001), rtol=0.35, atol=0.0)
 

@@ -143,8 +143,10 @@ def _moments(
     gradient = gradient * (LONGEST_SCORE * length.median() / length.clamp(min=1e-30)).clamp(max=1.0)
     centred = noise - noise.mean(0)
     if dense:
-        slope = torch.linalg.lstsq(centred, gradient - gradient.mean(0)).solution
-        curvature, axes = torch.linalg.eigh(torch.eye(dim).to(loc) - 0.5 * (slope + slope.mT))
+        # In double precision, whose last bits, which LAPACK does not keep from call to call, do not survive rounding.
+        slope = torch.linalg.lstsq(centred.double(), (gradient - gradient.mean(0)).double()).solution
+        curvature, axes = torch.linalg.eigh(torch.eye(dim).to(slope) - 0.5 * (slope + slope.mT))
+        slope = slope.to(loc.dtype)
         drift = (gradient - noise @ slope).mean(0)
     else:
         slope = (centred * gradient).sum(0) / centred.square().sum(0)
@@ -157,15 +159,16 @@ def _moments(
 
 
 def _move(loc: Tensor, scale: Tensor, here: _Moments, damping: float, radius: float) -> tuple[Tensor, Tensor]:
+    dtype, loc, scale = loc.dtype, loc.double(), scale.double()
     widest = 1.0 + 10.0 * radius  # how far one step may stretch or shrink an axis
     curvature = here.curvature.abs().clamp(1.0 / widest, widest)
     axes = here.axes
-    drift = here.drift if axes is None else axes.mT @ here.drift
+    drift = here.drift.double() if axes is None else axes.mT @ here.drift.double()
     step = damping * drift / curvature
     length = (step.square() * curvature).sum().sqrt()  # in standard deviations of the target
     step = step * min(1.0, float(radius * math.sqrt(len(loc)) / length.clamp(min=1e-30)))
     shrink = curvature.pow(-0.5 * damping)
     if axes is None:
-        return loc + scale * step, scale * shrink
+        return (loc + scale * step).to(dtype), (scale * shrink).to(dtype)
     tril = torch.linalg.qr((scale @ (axes * shrink)).mT, mode="r")[1].mT
-    return loc + scale @ (axes @ step), tril * torch.sign(tril.diagonal())
+    return (loc + scale @ (axes @ step)).to(dtype), (tril * torch.sign(tril.diagonal())).to(dtype)
