@@ -135,18 +135,20 @@ def _moments(
     finite = value.isfinite() & score.isfinite().all(-1)
     if finite.sum() < 0.9 * len(noise):
         return None
-    value, score, noise = value[finite], score[finite], noise[finite]
+    # In double precision, where far scores do not overflow, and whose last bits, which LAPACK does not keep from call
+    # to call, do not survive the rounding of the result.
+    value, score, noise, scale = value[finite].double(), score[finite].double(), noise[finite].double(), scale.double()
     log_scale = (scale.diagonal() if dense else scale).log().sum()
     log_weight = value + 0.5 * noise.square().sum(-1) + log_scale + 0.5 * dim * math.log(2.0 * math.pi)
     gradient = (score @ scale if dense else score * scale) + noise
     length = gradient.norm(dim=-1, keepdim=True)
     gradient = gradient * (LONGEST_SCORE * length.median() / length.clamp(min=1e-30)).clamp(max=1.0)
+    if not bool(gradient.isfinite().all()):
+        return None
     centred = noise - noise.mean(0)
     if dense:
-        # In double precision, whose last bits, which LAPACK does not keep from call to call, do not survive rounding.
-        slope = torch.linalg.lstsq(centred.double(), (gradient - gradient.mean(0)).double()).solution
+        slope = torch.linalg.lstsq(centred, gradient - gradient.mean(0)).solution
         curvature, axes = torch.linalg.eigh(torch.eye(dim).to(slope) - 0.5 * (slope + slope.mT))
-        slope = slope.to(loc.dtype)
         drift = (gradient - noise @ slope).mean(0)
     else:
         slope = (centred * gradient).sum(0) / centred.square().sum(0)
@@ -163,7 +165,7 @@ def _move(loc: Tensor, scale: Tensor, here: _Moments, damping: float, radius: fl
     widest = 1.0 + 10.0 * radius  # how far one step may stretch or shrink an axis
     curvature = here.curvature.abs().clamp(1.0 / widest, widest)
     axes = here.axes
-    drift = here.drift.double() if axes is None else axes.mT @ here.drift.double()
+    drift = here.drift if axes is None else axes.mT @ here.drift
     step = damping * drift / curvature
     length = (step.square() * curvature).sum().sqrt()  # in standard deviations of the target
     step = step * min(1.0, float(radius * math.sqrt(len(loc)) / length.clamp(min=1e-30)))
