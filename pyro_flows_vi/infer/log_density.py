@@ -70,7 +70,7 @@ class LogDensity:
         ...     pyro.sample("x", dist.Normal(0.0, scale), obs=x)
         >>> log_density = LogDensity(model, torch.tensor(0.5))
         >>> log_density(torch.zeros(3, 1))
-        tensor([-1.7698, -1.7698, -1.7698])
+        tensor([-1.7697, -1.7697, -1.7697])
     """
 
     def __init__(

@@ -162,9 +162,9 @@ Tempering = Callable[[float], float]
 def linear_tempering(first: float = 0.1, until: float = 0.5) -> Tempering:
     """A temperature that rises from ``first`` to 1 while the fraction ``until`` of the run goes by.
 
-    >>> temperature = linear_tempering(0.2, until=0.5)
+    >>> temperature = linear_tempering(0.5, until=0.5)
     >>> temperature(0.0), temperature(0.25), temperature(0.9)
-    (0.2, 0.6, 1.0)
+    (0.5, 0.75, 1.0)
     """
     if not (0.0 < first <= 1.0 and 0.0 < until <= 1.0):
         raise ValueError(f"expected first and until to be in (0, 1], got {first!r} and {until!r}")
