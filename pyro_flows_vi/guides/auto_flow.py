@@ -30,6 +30,7 @@ from pyro_flows_vi.guides._runs import (
 from pyro_flows_vi.guides._steps import even_out
 from pyro_flows_vi.infer.layout import Layout, init_or_origin, read_layout
 from pyro_flows_vi.infer.log_density import LogDensity
+from pyro_flows_vi.transforms._door import positive
 from pyro_flows_vi.transforms.affine import Affine
 from pyro_flows_vi.transforms.base import Flow
 from pyro_flows_vi.transforms.compose import Compose
@@ -277,8 +278,7 @@ class AutoFlow(HoldsModel, AutoContinuous):
     @torch.no_grad()
     def sample_posterior(self, num_samples: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """``num_samples`` draws of every latent site, and of ``pyro.deterministic`` sites, each ``(n, *shape)``."""
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-            raise ValueError(f"expected num_samples to be a positive integer, got {num_samples!r}")
+        positive("num_samples", num_samples)
         self.setup(*args, **kwargs)
         self._require_same_sites(args, kwargs)
         sizes = [min(CHUNK, num_samples - done) for done in range(0, num_samples, CHUNK)]

@@ -11,6 +11,7 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_flows_vi import __version__
@@ -175,11 +176,11 @@ def _pointwise(
 
 
 def _left_out(site: Any) -> bool:
-    return is_deterministic(site) or _is_factor(site) or type(site["fn"]).__name__ == "_Subsample"
+    return is_deterministic(site) or _is_factor(site)
 
 
 def _is_factor(site: Any) -> bool:
-    return isinstance(site["fn"], pyro.distributions.Unit) or type(site["fn"]).__name__ == "_Subsample"
+    return isinstance(site["fn"], pyro.distributions.Unit) or site_is_subsample(site)
 
 
 def _is_improper(fn: Any) -> bool:

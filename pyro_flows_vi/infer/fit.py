@@ -12,13 +12,16 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from pyro_flows_vi.infer.interruption import Interruption
+from pyro_flows_vi.infer.layout import require_same_layout
 from pyro_flows_vi.infer.log_density import LogDensity
 from pyro_flows_vi.infer.objectives import Objective, PathELBO, Tempering
 from pyro_flows_vi.infer.plateau import Plateau
 from pyro_flows_vi.infer.progress import progress_bar
+from pyro_flows_vi.infer.repeat import seeded
 from pyro_flows_vi.infer.result import FitResult
 from pyro_flows_vi.infer.start import gaussian_start, laplace_start, require_finite_start
 from pyro_flows_vi.infer.training import FlowProblem, PyroProblem, Training
+from pyro_flows_vi.transforms._door import positive
 
 __all__ = ["fit"]
 
@@ -113,16 +116,14 @@ def fit(
     if start not in STARTS:
         raise ValueError(f"expected start to be one of {', '.join(STARTS)}, got {start!r}")
     for name, count in (("max_steps", max_steps), ("checkpoint_every", checkpoint_every), ("restarts", restarts)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"expected {name} to be a positive integer, got {count!r}")
+        positive(name, count)
     settings = {k: v for k, v in locals().items() if isinstance(v, str | int | float | bool) or v is None}
     keywords = dict(kwargs or {})
     if dtype is not None:
         args, keywords = tree_map(lambda leaf: _cast(leaf, dtype), (args, keywords))
     began = time.perf_counter()
-    with Interruption() as interruption, torch.random.fork_rng(enabled=seed is not None), _default_dtype(dtype):
-        if seed is not None:
-            torch.manual_seed(seed)
+    resuming = resume and checkpoint is not None and Path(checkpoint).exists()
+    with Interruption() as interruption, seeded(seed), _default_dtype(dtype):
         training, restart_elbos = _prepare(
             model,
             guide,
@@ -133,12 +134,10 @@ def fit(
             dtype,
             tempering,
             start,
-            restarts,
-            resume,
-            checkpoint,
+            None if resuming else restarts,
         )
         training.configure(optimizer, learning_rate, schedule, clip_norm, plateau or Plateau(), max_steps, max_skipped)
-        if resume and checkpoint is not None and Path(checkpoint).exists():
+        if resuming and checkpoint is not None:
             restart_elbos = training.load(checkpoint)
         reason = "max_steps reached"
         with progress_bar(max_steps, "fit", "step", progress, done=training.step) as bar:
@@ -183,11 +182,9 @@ def _prepare(
     dtype: torch.dtype | None,
     tempering: Tempering | None,
     start: str,
-    restarts: int,
-    resume: bool,
-    checkpoint: str | Path | None,
+    restarts: int | None,
 ) -> tuple[Training, list[float]]:
-    """The problem, with the guide at its start."""
+    """The problem, with the guide at its start, unless ``restarts`` is ``None``: a checkpoint will say where it is."""
     if not hasattr(guide, "rsample_and_log_prob"):
         if objective is not None or tempering is not None:
             raise ValueError("objectives and tempering are for flow guides: this one is trained by Pyro's Trace_ELBO")
@@ -196,10 +193,8 @@ def _prepare(
     guide.setup(*args, **kwargs)
     if dtype is not None:
         guide.to(dtype)
-    _require_same_layout(guide, log_density)
-    restart_elbos: list[float] = []
-    if not (resume and checkpoint is not None and Path(checkpoint).exists()):
-        restart_elbos = _start(guide, log_density, start, restarts)
+    require_same_layout(guide.layout, log_density.layout)
+    restart_elbos = [] if restarts is None else _start(guide, log_density, start, restarts)
     if objective is None and guide.transform.exact_log_det:
         objective = PathELBO()
     particles = num_particles or (256 if log_density.latent_dim <= 64 else 128)
@@ -219,21 +214,6 @@ def _start(guide: Any, log_density: LogDensity, start: str, restarts: int) -> li
     fits = gaussian_start(log_density, loc, scale, restarts)
     affine.reframe(fits[0].loc, fits[0].scale_tril)
     return [fit.elbo for fit in fits]
-
-
-def _require_same_layout(guide: Any, log_density: LogDensity) -> None:
-    for ours, models in zip(guide.layout, log_density.layout, strict=False):
-        if (ours.name, ours.unconstrained_shape) != (models.name, models.unconstrained_shape):
-            raise ValueError(
-                f"the guide was set up for {ours.name!r} of shape {tuple(ours.shape)}, and with these arguments the "
-                f"model has {models.name!r} of shape {tuple(models.shape)}: make a new guide, or pass data of "
-                "the same shape"
-            )
-    if guide.latent_dim != log_density.latent_dim:
-        raise ValueError(
-            f"the guide was set up for {guide.latent_dim} latents, and with these arguments the model has "
-            f"{log_density.latent_dim}: make a new guide, or pass data of the same shape"
-        )
 
 
 def _cast(leaf: Any, dtype: torch.dtype) -> Any:

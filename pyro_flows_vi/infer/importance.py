@@ -14,10 +14,11 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_flows_vi.infer.layout import is_deterministic, is_latent, trace_model
+from pyro_flows_vi.infer.layout import is_deterministic, is_latent, require_same_layout, trace_model
 from pyro_flows_vi.infer.log_density import LogDensity
 from pyro_flows_vi.infer.pareto import psis
 from pyro_flows_vi.infer.repeat import CHUNK, repeat
+from pyro_flows_vi.transforms._door import positive
 
 __all__ = ["Draws", "draw_weighted", "require_whole_plates", "resample"]
 
@@ -79,13 +80,12 @@ def draw_weighted(
             guide alone has, a point estimate such as ``AutoDelta``, and a guide whose density is not known; it names
             the site.
     """
-    if isinstance(num_draws, bool) or not isinstance(num_draws, int) or num_draws < 1:
-        raise ValueError(f"expected num_draws to be a positive integer, got {num_draws!r}")
+    positive("num_draws", num_draws)
     kwargs = kwargs or {}
     prior = trace_model(model, args, kwargs)
     require_whole_plates(prior)
     if hasattr(guide, "rsample_and_log_prob") and hasattr(guide, "setup"):
-        return _from_flow(model, guide, args, kwargs, num_draws)
+        return _from_flow(prior, model, guide, args, kwargs, num_draws)
     _require_match(prior, guide, args, kwargs)
     names = {k for k, site in prior.nodes.items() if is_latent(site) or is_deterministic(site)}
     flat = all(_has_bijection(site) for site in prior.nodes.values() if is_latent(site))
@@ -103,17 +103,12 @@ def draw_weighted(
     return _draws(prior, values, log_joint, log_guide, latent)
 
 
-def _from_flow(model: Callable[..., Any], guide: Any, args: Any, kwargs: dict[str, Any], num_draws: int) -> Draws:
+def _from_flow(
+    prior: poutine.Trace, model: Callable[..., Any], guide: Any, args: Any, kwargs: dict[str, Any], num_draws: int
+) -> Draws:
     guide.setup(*args, **kwargs)
     density = LogDensity(model, *args, trace=False, **kwargs)
-    fitted = {site.name: tuple(site.shape) for site in guide.layout}
-    wanted = {site.name: tuple(site.shape) for site in density.layout}
-    for name in sorted(fitted.keys() | wanted.keys()):
-        if fitted.get(name) != wanted.get(name):
-            raise ValueError(
-                f"the guide was set up for other sites or shapes: site {name!r} is {fitted.get(name, 'absent')} in the "
-                f"guide and {wanted.get(name, 'absent')} in the model; use the arguments that the guide was fitted with"
-            )
+    require_same_layout(guide.layout, density.layout)
     parts: list[tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]] = []
     with torch.no_grad():
         for size in map(len, torch.arange(num_draws).split(CHUNK)):
@@ -121,7 +116,7 @@ def _from_flow(model: Callable[..., Any], guide: Any, args: Any, kwargs: dict[st
             parts.append((latent, log_guide, density(latent), density.constrain(latent)))
     latent, log_guide, log_joint = (torch.cat([part[i] for part in parts]) for i in range(3))  # type: ignore[misc]
     values = {name: torch.cat([part[3][name] for part in parts]) for name in parts[0][3]}
-    return _draws(trace_model(model, args, kwargs), values, log_joint, log_guide, latent)
+    return _draws(prior, values, log_joint, log_guide, latent)
 
 
 def _draws(

@@ -24,6 +24,7 @@ __all__ = [
     "is_deterministic",
     "is_latent",
     "read_layout",
+    "require_same_layout",
     "trace_model",
 ]
 
@@ -192,6 +193,22 @@ def _labels(name: str, shape: torch.Size) -> list[str]:
         return [name]
     indices = torch.cartesian_prod(*(torch.arange(n) for n in shape)).reshape(-1, len(shape))
     return [f"{name}[{', '.join(map(str, index))}]" for index in indices.tolist()]
+
+
+def require_same_layout(fitted: Layout, wanted: Layout) -> None:
+    """Compare the sites that a guide was set up for with those of a model.
+
+    Raises:
+        ValueError: for a site that only one has, or that has another shape, by name.
+    """
+    shapes = [{site.name: tuple(site.shape) for site in layout} for layout in (fitted, wanted)]
+    for name in sorted(shapes[0].keys() | shapes[1].keys()):
+        guides, models = (f"{name!r} of shape {of[name]}" if name in of else f"no site {name!r}" for of in shapes)
+        if guides != models:
+            raise ValueError(
+                f"the guide was set up for {guides}, and with these arguments the model has {models}: make a new guide, "
+                "or use the arguments that the guide was fitted with"
+            )
 
 
 def init_or_origin(init_loc_fn: Callable[..., Any]) -> Callable[..., Any]:

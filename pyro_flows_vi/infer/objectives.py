@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pyro_flows_vi.transforms._door import positive
+
 __all__ = ["ELBO", "IWELBO", "DReG", "Estimate", "Objective", "PathELBO", "Renyi", "Tempering", "linear_tempering"]
 
 
@@ -94,7 +96,7 @@ class IWELBO:
     """
 
     def __init__(self, num_samples: int = 16) -> None:
-        self.num_samples = _group_size(num_samples)
+        self.num_samples = positive("num_samples", num_samples)
 
     def __call__(self, guide: FlowGuide, target: Target, num_particles: int, temperature: float = 1.0) -> Estimate:
         """As of :class:`ELBO`."""
@@ -117,7 +119,7 @@ class DReG:
     """
 
     def __init__(self, num_samples: int = 16) -> None:
-        self.num_samples = _group_size(num_samples)
+        self.num_samples = positive("num_samples", num_samples)
 
     def __call__(self, guide: FlowGuide, target: Target, num_particles: int, temperature: float = 1.0) -> Estimate:
         """As of :class:`PathELBO`."""
@@ -180,12 +182,6 @@ def _along_the_path(
     extra = -temperature * target(latent.detach()).mean() if target.has_parameters else 0.0
     log_weights = (temperature if tempered else 1.0) * log_p - log_q.detach()
     return latent, temperature * score_p - score_q, log_weights, extra
-
-
-def _group_size(num_samples: int) -> int:
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-        raise ValueError(f"expected num_samples to be a positive integer, got {num_samples!r}")
-    return num_samples
 
 
 def _whole_groups(num_particles: int, num_samples: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
@@ -114,7 +116,7 @@ class Affine(Flow):
         right, left = (self.FLOOR + softplus(self.tail_weights + self.FIRST)).unbind()
         up, down, rising = softplus(w), softplus(-w), torch.sigmoid(w)
         falling = torch.sigmoid(-w)
-        zero = softplus(torch.zeros_like(right)).square()
+        zero = math.log(2.0) ** 2
         value = w + 0.5 * (right * (up.square() - zero) - left * (down.square() - zero))
         slope = 1.0 + right * up * rising + left * down * falling
         both = rising * falling
