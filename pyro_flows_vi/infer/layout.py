@@ -206,8 +206,8 @@ def require_same_layout(fitted: Layout, wanted: Layout) -> None:
         guides, models = (f"{name!r} of shape {of[name]}" if name in of else f"no site {name!r}" for of in shapes)
         if guides != models:
             raise ValueError(
-                f"the guide was set up for {guides}, and with these arguments the model has {models}: make a new guide, "
-                "or use the arguments that the guide was fitted with"
+                f"the guide was set up for {guides}, and with these arguments the model has {models}: make a new "
+                "guide, or use the arguments that the guide was fitted with"
             )
 
 
