@@ -27,7 +27,7 @@ def told(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def told(*args: Any, **kwargs: Any) -> Any:
-        from pyro_flows_vi.vae import TrainingInterrupted
+        from pyro_flows_vi.infer.interruption import TrainingInterrupted
 
         try:
             return command(*args, **kwargs)

@@ -6,7 +6,11 @@ import signal
 import threading
 from typing import Any
 
-__all__ = ["Interruption"]
+__all__ = ["Interruption", "TrainingInterrupted"]
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C or a termination signal ended the training; the state was saved, where a file was given."""
 
 
 class Interruption:

@@ -10,8 +10,9 @@ import torch
 
 from pyro_flows_vi.datasets import Dataset
 from pyro_flows_vi.infer.checkpoint import differences
+from pyro_flows_vi.infer.records import rounded
 from pyro_flows_vi.vae.protocols import protocol
-from pyro_flows_vi.vae.records import load_record, rounded
+from pyro_flows_vi.vae.records import load_record
 from pyro_flows_vi.vae.rows import row
 from pyro_flows_vi.vae.runs import evaluate_row, record_path, train_row
 

@@ -12,13 +12,14 @@ import torch
 
 from pyro_flows_vi.datasets import Dataset
 from pyro_flows_vi.infer.checkpoint import differences
+from pyro_flows_vi.infer.records import check_folder, default_device, machine, versions
 from pyro_flows_vi.vae.evaluation import nll
 from pyro_flows_vi.vae.history import History
 from pyro_flows_vi.vae.model import VAE
 from pyro_flows_vi.vae.protocols import PROTOCOLS, Protocol, protocol
-from pyro_flows_vi.vae.records import SCHEMA, load_record, machine, save_record, versions
+from pyro_flows_vi.vae.records import SCHEMA, load_record, save_record
 from pyro_flows_vi.vae.rows import Row, build_vae, row
-from pyro_flows_vi.vae.training import default_device, load_weights, train
+from pyro_flows_vi.vae.training import load_weights, train
 
 __all__ = ["evaluate_row", "load_row", "record_path", "train_row"]
 
@@ -80,7 +81,7 @@ def train_row(
         )
     path = record_path(folder, protocol_name, row_name, data.name, seed)
     checkpoint = path.with_suffix(".ckpt")
-    _check_folder(path.parent)
+    check_folder(path.parent)
     if not resume and not overwrite:
         for old in (path, checkpoint):
             if old.exists():
@@ -219,14 +220,6 @@ def evaluate_row(
     }
     save_record(path, record)
     return record
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise unless ``folder`` is one or can be made, so that no run is lost when its first file is written."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        reason = "cannot be written to" if there.is_dir() else "is a file"
-        raise ValueError(f"expected a folder for the record and the checkpoint, got {folder}: {there} {reason}")
 
 
 def _identity(chosen: Row, description: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from pyro_flows_vi.infer.text_table import NONE, check_style, minutes, plus_minus, render, where_run
 from pyro_flows_vi.vae.published import Number, Published, published
 from pyro_flows_vi.vae.records import load_record
 from pyro_flows_vi.vae.rows import ROWS
@@ -26,7 +27,6 @@ HEADER = (
     "minutes",
     "source",
 )
-NONE = "–"
 
 
 def render_table(folder: str | os.PathLike[str], *, style: str = "markdown", recalled: bool = False) -> str:
@@ -45,8 +45,7 @@ def render_table(folder: str | os.PathLike[str], *, style: str = "markdown", rec
         ValueError: for an unknown style, a folder without records, a bad record, and for records of different
             protocols, data or binarisations, which are not comparable.
     """
-    if style not in ("markdown", "text"):
-        raise ValueError(f"unknown style {style!r}: expected one of markdown, text")
+    check_style(style)
     paths = sorted(Path(folder).glob("*.json"))
     if not paths:
         raise ValueError(f"{folder}: expected a folder with records (*.json), found none; train a row first")
@@ -62,9 +61,7 @@ def render_table(folder: str | os.PathLike[str], *, style: str = "markdown", rec
     rows += [_published_row(p) for p in others]
     title = f"Protocol {first['protocol']}, {data['name']}, {_binarisation(data)}"
     notes = _notes(records, bool(others))
-    if style == "markdown":
-        return "\n".join([f"**{title}**", "", *_markdown(rows), "", *(f"- {note}" for note in notes)]) + "\n"
-    return "\n".join([title, "", *_text(rows), "", *notes]) + "\n"
+    return render(title, HEADER, rows, notes, style)
 
 
 def _check_comparable(paths: list[Path], records: list[dict[str, Any]]) -> None:
@@ -94,13 +91,13 @@ def _our_row(record: dict[str, Any], reference: dict[str, Any] | None, seeds: bo
     training, results = record["training"], record["results"]
     name = record["row"] + (f" (seed {record['seed']})" if seeds else "")
     epochs = f"{training['epochs']} (best {training['best_epoch']})"
-    rest = (f"{record['parameters']['total']:,}", _minutes(training["seconds"]), "this library")
+    rest = (f"{record['parameters']['total']:,}", minutes(training["seconds"]), "this library")
     if results is None:
         return (name, NONE, NONE, NONE, NONE, NONE, epochs, *rest)
     return (
         name,
-        _pm(results["negative_elbo"], results["negative_elbo_se"]),
-        _pm(results["nll"], results["nll_se"]),
+        plus_minus(results["negative_elbo"], results["negative_elbo_se"]),
+        plus_minus(results["nll"], results["nll_se"]),
         _difference(record, reference),
         str(results["num_samples"]),
         f"{results['ess_median']:.0f}",
@@ -129,7 +126,7 @@ def _published_row(row: Published) -> tuple[str, ...]:
     def show(number: Number | None) -> str:
         if number is None:
             return NONE
-        text = f"{number.value:.2f}" if number.spread is None else _pm(number.value, number.spread)
+        text = f"{number.value:.2f}" if number.spread is None else plus_minus(number.value, number.spread)
         return f"{text} ({number.reading})"
 
     samples = NONE if row.num_samples is None or row.nll is None else str(row.num_samples)
@@ -145,15 +142,6 @@ def _published_row(row: Published) -> tuple[str, ...]:
         NONE,
         row.source,
     )
-
-
-def _pm(value: float, error: float) -> str:
-    return f"{value:.2f} ± {error:.2f}"
-
-
-def _minutes(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{minutes:.1f}" if minutes < 10 else f"{minutes:.0f}"
 
 
 def _binarisation(data: dict[str, Any]) -> str:
@@ -178,7 +166,7 @@ def _notes(records: list[dict[str, Any]], with_published: bool) -> list[str]:
         each = "; ".join(f"{', '.join(rows)}: {changes}" for changes, rows in budgets.items())
         notes.append(f"The rows were trained with different settings. What differs from the preset: {each}.")
     reasons = sorted({f"{r['training']['stop_reason']}" for r in records})
-    machines = sorted({_machine(r["machine"]) for r in records})
+    machines = sorted({where_run(r["machine"]) for r in records})
     notes.append(f"Training ended by: {', '.join(reasons)}; trained on {', '.join(machines)}.")
     evaluated = [r["results"] for r in records if r["results"] is not None]
     if evaluated:
@@ -201,26 +189,3 @@ def _notes(records: list[dict[str, Any]], with_published: bool) -> list[str]:
             "or in notes that quote the table; recalled: not read in any source."
         )
     return notes
-
-
-def _machine(machine: dict[str, Any]) -> str:
-    threads = machine["threads"]
-    where = machine["name"] if machine["device"] == "cuda" else f"CPU ({machine['name']})"
-    return f"{where}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def _markdown(rows: list[tuple[str, ...]]) -> list[str]:
-    lines = [HEADER, ("---", *("--:" for _ in HEADER[2:]), "---"), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
-
-
-def _text(rows: list[tuple[str, ...]]) -> list[str]:
-    table = [HEADER, *rows]
-    widths = [max(len(row[i]) for row in table) for i in range(len(HEADER))]
-    last = len(HEADER) - 1
-
-    def line(row: tuple[str, ...]) -> str:
-        cells = (c.ljust(w) if i in (0, last) else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        return "  ".join(cells).rstrip()
-
-    return [line(HEADER), "  ".join("-" * w for w in widths), *(line(row) for row in rows)]

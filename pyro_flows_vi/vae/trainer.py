@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from pyro_flows_vi.infer.checkpoint import load_checkpoint, save_checkpoint
-from pyro_flows_vi.infer.interruption import Interruption
+from pyro_flows_vi.infer.interruption import Interruption, TrainingInterrupted
 from pyro_flows_vi.infer.progress import progress_bar
 from pyro_flows_vi.vae.history import CURVES, History
 from pyro_flows_vi.vae.model import VAE
 from pyro_flows_vi.vae.protocols import Protocol
 
-__all__ = ["KIND", "Trainer", "TrainingData", "TrainingInterrupted", "shapes"]
+__all__ = ["KIND", "Trainer", "TrainingData", "shapes"]
 
 KIND = "vae"
 #: settings that a resumed run may change, where the learning rate does not depend on them
@@ -44,10 +44,6 @@ class TrainingData(TypingProtocol):
 
     def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
         """One epoch of shuffled minibatches ``(B, D)``, drawn from ``generator`` alone."""
-
-
-class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C or a termination signal ended the training; the state was saved, where a file was given."""
 
 
 class Trainer:

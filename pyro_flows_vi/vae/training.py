@@ -11,18 +11,14 @@ from typing import Any
 import torch
 
 from pyro_flows_vi.infer.checkpoint import load_checkpoint
-from pyro_flows_vi.infer.interruption import Interruption
+from pyro_flows_vi.infer.interruption import Interruption, TrainingInterrupted
+from pyro_flows_vi.infer.records import default_device
 from pyro_flows_vi.vae.history import History
 from pyro_flows_vi.vae.model import VAE
 from pyro_flows_vi.vae.protocols import Protocol, number
-from pyro_flows_vi.vae.trainer import KIND, Trainer, TrainingData, TrainingInterrupted, shapes
+from pyro_flows_vi.vae.trainer import KIND, Trainer, TrainingData, shapes
 
-__all__ = ["TrainingData", "TrainingInterrupted", "default_device", "load_weights", "train"]
-
-
-def default_device(device: torch.device | str | None = None) -> torch.device:
-    """``device``, or else the GPU where there is one."""
-    return torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+__all__ = ["TrainingData", "TrainingInterrupted", "load_weights", "train"]
 
 
 def train(
