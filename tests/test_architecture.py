@@ -25,8 +25,8 @@ FLOORS = [
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 WITHOUT_PYRO = {"numerics", "nets"}
-# What a family may import from its own room: the base class and the maps of one variable.
-SHARED_TRANSFORMS = {"base", "monotone", "elementwise"}
+# What a family may import from its own room: the base class, the maps of one variable, and the flows of any such map.
+SHARED_TRANSFORMS = {"base", "monotone", "elementwise", "elementwise_flow", "map_autoregressive", "map_coupling"}
 
 
 def module_name(path: Path) -> str:

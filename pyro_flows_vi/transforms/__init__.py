@@ -15,8 +15,11 @@ from pyro_flows_vi.transforms.block_autoregressive import (
 )
 from pyro_flows_vi.transforms.compose import Compose
 from pyro_flows_vi.transforms.coupling import AffineCoupling, affine_coupling, conditional_affine_coupling
+from pyro_flows_vi.transforms.elementwise_flow import Elementwise
 from pyro_flows_vi.transforms.householder import Householder, conditional_householder, householder
 from pyro_flows_vi.transforms.lu_linear import LULinear
+from pyro_flows_vi.transforms.map_autoregressive import Autoregressive
+from pyro_flows_vi.transforms.map_coupling import Coupling
 from pyro_flows_vi.transforms.neural_autoregressive import (
     NeuralAutoregressive,
     conditional_neural_autoregressive,
@@ -26,6 +29,7 @@ from pyro_flows_vi.transforms.permute import Permute, permute, reverse
 from pyro_flows_vi.transforms.planar import Planar, conditional_planar, planar
 from pyro_flows_vi.transforms.radial import Radial, conditional_radial, radial
 from pyro_flows_vi.transforms.residual import Residual, conditional_residual, residual
+from pyro_flows_vi.transforms.spline import SplineAutoregressive, SplineCoupling
 from pyro_flows_vi.transforms.sylvester import Sylvester, conditional_sylvester, sylvester
 
 __all__ = [
@@ -33,9 +37,12 @@ __all__ = [
     "Affine",
     "AffineAutoregressive",
     "AffineCoupling",
+    "Autoregressive",
     "BlockAutoregressive",
     "Compose",
     "Conditioned",
+    "Coupling",
+    "Elementwise",
     "Flow",
     "Householder",
     "Inverse",
@@ -45,6 +52,8 @@ __all__ = [
     "Planar",
     "Radial",
     "Residual",
+    "SplineAutoregressive",
+    "SplineCoupling",
     "Sylvester",
     "affine_autoregressive",
     "affine_coupling",

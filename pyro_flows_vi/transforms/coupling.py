@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_flows_vi.nets.dense import MLP
-from pyro_flows_vi.nets.parameters import ParameterNet
 from pyro_flows_vi.numerics.stable import temper
-from pyro_flows_vi.transforms.base import Flow
+from pyro_flows_vi.transforms._split import SplitFlow
 
 __all__ = ["AffineCoupling", "affine_coupling", "conditional_affine_coupling"]
 
 
-class AffineCoupling(Flow):
+class AffineCoupling(SplitFlow):
     r"""Affine coupling flow: one part of the coordinates sets the scale and the shift of the rest.
 
     .. math::
@@ -40,9 +38,6 @@ class AffineCoupling(Flow):
         step: k, which chooses the split.
     """
 
-    order: Tensor
-    back: Tensor
-
     def __init__(
         self,
         input_dim: int,
@@ -51,45 +46,11 @@ class AffineCoupling(Flow):
         additive: bool = False,
         step: int = 0,
     ) -> None:
-        super().__init__(input_dim, context_dim)
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-            raise ValueError(f"expected step to be an integer from 0 on, got {step!r}")
+        super().__init__(input_dim, context_dim, hidden_dims, torch.zeros(1 if additive else 2), step)
         self.additive = additive
-        digits = max(1, (input_dim - 1).bit_length())
-        order = torch.arange(input_dim)
-        given = ((order >> (step // 2 % digits)) & 1) == step % 2
-        if input_dim == 1:
-            given[:] = False  # a single coordinate has no other to depend on
-        self.num_given = int(given.sum())
-        #: coordinates of A first, and back
-        self.register_buffer("order", torch.cat([order[given], order[~given]]), persistent=False)
-        self.register_buffer("back", torch.argsort(self.order), persistent=False)
-        seen, moved = self.num_given + (context_dim or 0), input_dim - self.num_given
-        hidden_dims = (min(128, max(32, 2 * input_dim)),) * 2 if hidden_dims is None else hidden_dims
-        self.num_params = moved if additive else 2 * moved
-        self.net: nn.Module
-        if seen:
-            self.net = MLP(seen, self.num_params, hidden_dims, nn.SiLU)
-            with torch.no_grad():
-                self.net.last.weight.mul_(ParameterNet.initial_gain)
-                self.net.last.bias.zero_()
-        else:
-            self.net = ParameterNet({"params": torch.zeros(self.num_params)})
-
-    def _split(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        value = value.index_select(-1, self.order)
-        return value[..., : self.num_given], value[..., self.num_given :]
-
-    def _join(self, given: Tensor, moved: Tensor) -> Tensor:
-        return torch.cat([given, moved], dim=-1).index_select(-1, self.back)
 
     def _shift_and_log_scale(self, given: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        if isinstance(self.net, ParameterNet):
-            params = self.net()["params"].expand(*given.shape[:-1], -1)
-        elif context is None:
-            params = self.net(given)
-        else:
-            params = self.net(torch.cat([given, context.expand(*given.shape[:-1], -1)], dim=-1))
+        params = self._params(given, context)
         if self.additive:
             return params, torch.zeros_like(params)
         shift, raw = params.chunk(2, dim=-1)

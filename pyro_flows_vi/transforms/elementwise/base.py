@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-__all__ = ["ElementwiseMap"]
+__all__ = ["ElementwiseMap", "require_map"]
 
 
 class ElementwiseMap(nn.Module):
@@ -43,3 +43,12 @@ class ElementwiseMap(nn.Module):
     def inverse_and_log_slope(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """``(x, log dy/dx at x)``, each ``(*batch, n)``, with gradients to y and the parameters."""
         raise TypeError(f"{type(self).__name__} is an ElementwiseMap and has to define inverse_and_log_slope")
+
+
+def require_map(map: ElementwiseMap) -> ElementwiseMap:
+    """``map`` as it is, or ``ValueError`` where it is none."""
+    if not isinstance(map, ElementwiseMap):
+        raise ValueError(
+            f"expected map to be an ElementwiseMap such as RationalQuadraticSpline(bins=8), got {map!r:.80}"
+        )
+    return map

@@ -1,0 +1,75 @@
+"""The two parts of a coupling, and the network that looks at one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pyro_flows_vi.nets.dense import MLP
+from pyro_flows_vi.nets.parameters import ParameterNet
+from pyro_flows_vi.transforms.base import Flow
+
+__all__ = ["SplitFlow"]
+
+
+class SplitFlow(Flow):
+    """What couplings share: the coordinates A, which stay, set the parameters of the rest, B.
+
+    Step k of a chain splits the coordinates by one binary digit of their index, and every second step by its
+    complement. A single coordinate has no other to depend on: then A is empty.
+
+    Args:
+        input_dim: D.
+        context_dim: C, or ``None``; the network sees the context beside A.
+        hidden_dims: widths of the network's hidden layers; ``(max(32, 2 D),) * 2``, at most 128 wide, by default.
+        init: the P initial parameters of every coordinate of B.
+        step: k.
+    """
+
+    order: Tensor
+    back: Tensor
+
+    def __init__(
+        self, input_dim: int, context_dim: int | None, hidden_dims: Sequence[int] | None, init: Tensor, step: int
+    ) -> None:
+        super().__init__(input_dim, context_dim)
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise ValueError(f"expected step to be an integer from 0 on, got {step!r}")
+        digits = max(1, (input_dim - 1).bit_length())
+        order = torch.arange(input_dim)
+        given = ((order >> (step // 2 % digits)) & 1) == step % 2
+        if input_dim == 1:
+            given[:] = False
+        self.num_given = int(given.sum())
+        #: coordinates of A first, and back
+        self.register_buffer("order", torch.cat([order[given], order[~given]]), persistent=False)
+        self.register_buffer("back", torch.argsort(self.order), persistent=False)
+        seen, moved = self.num_given + (context_dim or 0), input_dim - self.num_given
+        hidden_dims = (min(128, max(32, 2 * input_dim)),) * 2 if hidden_dims is None else hidden_dims
+        init = init.repeat_interleave(moved)
+        self.num_params = len(init)
+        self.net: nn.Module
+        if seen:
+            self.net = MLP(seen, self.num_params, hidden_dims, nn.SiLU)
+            with torch.no_grad():
+                self.net.last.weight.mul_(ParameterNet.initial_gain)
+                self.net.last.bias.copy_(init)
+        else:
+            self.net = ParameterNet({"params": init})
+
+    def _split(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        value = value.index_select(-1, self.order)
+        return value[..., : self.num_given], value[..., self.num_given :]
+
+    def _join(self, given: Tensor, moved: Tensor) -> Tensor:
+        return torch.cat([given, moved], dim=-1).index_select(-1, self.back)
+
+    def _params(self, given: Tensor, context: Tensor | None) -> Tensor:
+        """The parameters of B, all first ones before all second ones: ``(*batch, P * len(B))``."""
+        if isinstance(self.net, ParameterNet):
+            return self.net()["params"].expand(*given.shape[:-1], -1)
+        seen = given if context is None else torch.cat([given, context.expand(*given.shape[:-1], -1)], dim=-1)
+        params: Tensor = self.net(seen)
+        return params
