@@ -56,7 +56,11 @@ class LULinear(Flow):
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Two triangular systems, O(D^2)."""
         lower, upper, bias, log_det = self._constrained(context)
-        column = (y - bias)[..., None]
+        shifted = y - bias
+        if shifted.dtype in (torch.float16, torch.bfloat16):  # for which torch has no solver
+            shifted, lower, upper = shifted.float(), lower.float(), upper.float()
+        # One right-hand side for each point, or, where points have matrices of their own, one system for each.
+        column = shifted.reshape(-1, self.input_dim).mT if lower.dim() == 2 else shifted[..., None]
         column = torch.linalg.solve_triangular(lower, column, upper=False, unitriangular=True)
-        x = torch.linalg.solve_triangular(upper, column, upper=True)[..., 0]
-        return x, log_det.expand(y.shape[:-1])
+        column = torch.linalg.solve_triangular(upper, column, upper=True)
+        return column.mT.reshape(y.shape).to(y.dtype), log_det.expand(y.shape[:-1])
