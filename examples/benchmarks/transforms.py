@@ -107,13 +107,14 @@ def lu(dim: int) -> dict[str, Competitor]:
 
 def affine_autoregressive(dim: int) -> dict[str, Competitor]:
     width = hidden(dim)
+    masked = normflows.flows.MaskedAffineAutoregressive(dim, width, num_blocks=1, use_residual_blocks=False)
+    first = masked.autoregressive_net.initial_layer
+    masked.autoregressive_net.initial_layer = nn.Sequential(first, nn.ReLU())  # as in the others; it has none there
     return {
         OURS: by_pair(ours.AffineAutoregressive(dim, hidden_dims=(width, width))),
         "Pyro": by_torch(pyro_transforms.affine_autoregressive(dim, [width, width])),
         "zuko": by_zuko(zuko.flows.autoregressive.MaskedAutoregressiveTransform(dim, hidden_features=(width, width))),
-        "normflows": by_call(
-            normflows.flows.MaskedAffineAutoregressive(dim, width, num_blocks=1, use_residual_blocks=False)
-        ),
+        "normflows": by_call(masked),
     }
 
 

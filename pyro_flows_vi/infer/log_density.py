@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
@@ -19,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_flows_vi.infer._score_node import WithScore
+from pyro_flows_vi.infer._vectorise import FAILURES, LinAlgError, ParticleMap, is_random
 from pyro_flows_vi.infer.layout import (
     Layout,
     Unconstrained,
@@ -31,8 +31,6 @@ from pyro_flows_vi.infer.layout import (
 from pyro_flows_vi.transforms._door import is_traced
 
 __all__ = ["LogDensity"]
-
-LinAlgError: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
 
 class LogDensity:
@@ -47,8 +45,8 @@ class LogDensity:
 
     A model that cannot be vectorised (its Python code branches on a latent value, say) is run once per particle,
     with one warning. A model with learnable parameters of its own (``pyro.param``) is vectorised but not traced, so
-    that gradients reach them; nor is one that branches on values of its data. At a particle where a matrix has no
-    Cholesky factor the density is NaN.
+    that gradients reach them. The graph of one whose Python code reads values of its data holds for these data: with
+    others it runs without a graph. At a particle where a matrix has no Cholesky factor the density is NaN.
 
     Args:
         model: any Pyro model with continuous latents and a structure that does not change.
@@ -86,8 +84,13 @@ class LogDensity:
         self._parameters = [p.unconstrained() if hasattr(p, "unconstrained") else p for p in values]
         self.has_parameters = any(p.requires_grad for p in self._parameters)
         self.trace = trace and not self.has_parameters
-        self.vectorized = True
+        self._particles = ParticleMap()
         self._graphs: dict[tuple[Any, ...], Callable[..., tuple[Tensor, Tensor]]] = {}
+
+    @property
+    def vectorized(self) -> bool:
+        """Whether the model is run for all particles at once, as far as is known by now."""
+        return self._particles.vectorized
 
     @property
     def latent_dim(self) -> int:
@@ -110,6 +113,9 @@ class LogDensity:
         if list(map(_mark, leaves)) != list(map(_mark, self.leaves)):
             self._require_same_sites(trace_model(self.model, args, kwargs))
             self._graphs.clear()
+        elif self._particles.reads and any(new is not old for new, old in zip(leaves, self.leaves, strict=True)):
+            self._graphs.clear()
+            self.trace = False  # a graph for each minibatch would cost more than it saves
         self.leaves = leaves
         return self
 
@@ -126,15 +132,10 @@ class LogDensity:
         self._require_flat(latent)
         latent = latent.detach()
         if self.trace and self.vectorized:
-            tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
-            key = (latent.shape, latent.dtype, latent.device, *((t.shape, t.dtype, t.device) for t in tensors))
-            if key not in self._graphs:
-                graph = self._traced(latent, tensors)
-                if graph is not None:
-                    self._graphs[key] = graph
-            if key in self._graphs:
+            graph, tensors = self._graph(latent)
+            if graph is not None:
                 with suppress(LinAlgError):  # of one particle: found below, one by one
-                    return self._graphs[key](latent, *tensors)
+                    return graph(latent, *tensors)
         with torch.enable_grad():
             latent = latent.requires_grad_()
             value = self._untraced(latent)
@@ -211,20 +212,15 @@ class LogDensity:
 
     def _untraced(self, latent: Tensor) -> Tensor:
         """By a run of the model for all particles, or else one for each."""
-        if self.vectorized:
-            try:
-                return torch.func.vmap(self._log_joint, (0, None), randomness="same")(latent, self.leaves)
-            except LinAlgError:
-                pass  # one particle's matrix has no factor, for which the others shall not suffer
-            except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-                self._fall_back(latent, error)
-        return torch.stack([self._of_one(row) for row in latent])
+        return cast(Tensor, self._particles(self._log_joint_or_nan, latent, self.leaves))
 
-    def _of_one(self, row: Tensor) -> Tensor:
+    def _log_joint_or_nan(self, latent: Tensor, leaves: list[Any]) -> Tensor:
         try:
-            return self._log_joint(row, self.leaves)
+            return self._log_joint(latent, leaves)
         except LinAlgError:
-            return torch.nan * row.sum()
+            if is_traced(latent):  # which of the particles it was is not known
+                raise
+            return torch.nan * latent.sum()
 
     def _require_flat(self, latent: Tensor) -> None:
         if latent.dim() != 2 or latent.shape[1] != self.latent_dim or not len(latent):
@@ -239,43 +235,49 @@ class LogDensity:
 
         self._require_flat(latent)
         with torch.no_grad():
-            if self.vectorized:
-                try:
-                    return torch.func.vmap(one, randomness="same")(latent)
-                except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-                    self._fall_back(latent, error)
-            rows = [one(row) for row in latent]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+            return cast("dict[str, Tensor]", self._particles(one, latent))
 
     # -- graphs --------------------------------------------------------------------------------------
+
+    def _graph(self, latent: Tensor) -> tuple[Callable[..., tuple[Tensor, Tensor]] | None, list[Tensor]]:
+        """The graph for latents like these, if there is one, and the tensors that it takes beside them."""
+        tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        kinds = [(t.shape, t.dtype, t.device, t._version if self._particles.reads else 0) for t in tensors]
+        key = (latent.shape, latent.dtype, latent.device, *kinds)
+        if key not in self._graphs:
+            if not self._graphs:
+                with torch.no_grad():
+                    self._untraced(latent[:2])  # finds out whether, and in which words, the model can be vectorised
+            graph = self._traced(latent, tensors) if self.vectorized else None
+            if graph is None:
+                return None, tensors
+            self._graphs[key] = graph
+        return self._graphs[key], tensors
 
     def _traced(self, latent: Tensor, tensors: list[Tensor]) -> Callable[..., tuple[Tensor, Tensor]] | None:
         def value_and_score(latent: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
             fresh = iter(tensors)
             leaves = [next(fresh) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
             one = torch.func.grad_and_value(self._log_joint)
-            score, value = torch.func.vmap(one, (0, None), randomness="same")(latent, leaves)
+            score, value = self._particles.vmap(one)(latent, leaves)
             return value, score
 
         try:
             graph: GraphModule = make_fx(value_and_score)(latent, *tensors)
         except LinAlgError:
             return None
-        except (RuntimeError, ValueError, TypeError, NotImplementedError):
-            self.trace = False  # if it is not the vectorised run but the graph that failed, the former goes on
+        except FAILURES:
+            # Not the vectorised run failed but the graph: Python code reads values, ``int(counts.sum())``. If they
+            # are those of the data, a graph can hold them for as long as the data stay the same.
+            self.trace = not self._particles.reads
+            self._particles.reads = True
+            return self._traced(latent, tensors) if self.trace else None
+        if self._particles.reads and is_random(graph):
+            self.trace = False  # what was read may be another number the next time
             return None
         graph.graph.eliminate_dead_code()
         graph.recompile()
         return torch.compile(graph) if self.compile else graph
-
-    def _fall_back(self, latent: Tensor, error: Exception) -> None:
-        with torch.no_grad():
-            self._log_joint(latent[0], self.leaves)  # an error of the model's own is raised here, as it is
-        self.vectorized = False
-        reason = str(error).strip().split("\n")[0]
-        warnings.warn(
-            f"the model cannot be vectorised, and is run once per particle, which is slow: {reason}", stacklevel=4
-        )
 
     def _require_same_sites(self, run: poutine.Trace) -> None:
         shapes = [{site.name: tuple(site.shape) for site in layout} for layout in (self.layout, read_layout(run))]

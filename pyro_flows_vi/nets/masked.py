@@ -63,7 +63,7 @@ class MADE(nn.Module):
         masks = [b[:, None] >= a for a, b in zip(degrees[:-1], [*degrees[1:]], strict=True)]
         self.layers = nn.ModuleList(nn.Linear(mask.shape[1], mask.shape[0]) for mask in masks)
         for i, mask in enumerate([*masks, outputs[:, None] >= degrees[-1]]):
-            self.register_buffer(f"mask_{i}", mask, persistent=False)
+            self.register_buffer(f"mask_{i}", mask.to(torch.get_default_dtype()), persistent=False)
         self.seen = [[int((d <= i).sum()) for i in range(input_dim)] for d in degrees]  # units of degree <= i
         self.last: nn.Linear | None = None
         self.constants: nn.Parameter | None = None

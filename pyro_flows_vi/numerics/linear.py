@@ -40,36 +40,39 @@ def unit(v: Tensor) -> Tensor:
     return v * torch.where(square == 0, 1.0, square).rsqrt()
 
 
-def reflect(x: Tensor, units: Tensor, reverse: bool = False, compact: Tensor | None = None) -> Tensor:
-    r"""Householder reflections :math:`x \leftarrow x - 2 v_k v_k^\top x`, one after the other.
+def reflect(x: Tensor, vectors: Tensor, reverse: bool = False, compact: Tensor | None = None) -> Tensor:
+    r"""Householder reflections :math:`x \leftarrow x - 2 v_k v_k^\top x / \|v_k\|^2`, one after the other.
 
     Args:
         x: ``(*batch, D)``.
-        units: the vectors :math:`v_k`, of norm 1 (or 0, which does nothing), ``(*v_batch, K, D)``.
+        vectors: the vectors :math:`v_k`, of which 0 does nothing, ``(*v_batch, K, D)``.
         reverse: whether to begin with the last, which is the inverse.
-        compact: ``compact_form(units)`` where it is known.
+        compact: ``compact_form(vectors)`` where it is known.
     """
-    compact = compact_form(units) if compact is None else compact
+    compact = compact_form(vectors) if compact is None else compact
     if compact is not None:
-        first, second = (compact, units) if reverse else (units, compact)
+        first, second = (compact, vectors) if reverse else (vectors, compact)
         return x - (x @ first.mT) @ second
-    steps = units.unbind(-2)
+    steps = unit(vectors).unbind(-2)
     for v in reversed(steps) if reverse else steps:
         x = torch.addcmul(x, torch.linalg.vecdot(x, v)[..., None], v, value=-2)
     return x
 
 
-def compact_form(units: Tensor) -> Tensor | None:
-    r"""The T V of the product of reflections :math:`I - V^\top T V`, :math:`T^{-1} = \mathrm{triu}(V V^\top, 1) + I/2`.
+def compact_form(vectors: Tensor) -> Tensor | None:
+    r"""T V of the product of reflections :math:`I - V^\top T V`, where :math:`T^{-1} + T^{-\top} = V V^\top`.
 
-    The transpose is the product in reverse, so that one T V serves both ways: two thin matrix products in place of
-    K passes over x. ``None`` where each point has vectors of its own, or there is only one.
+    :math:`T^{-1}` is upper triangular. The transpose is the product in reverse, so that one T V serves both ways: two
+    thin matrix products in place of K passes over x. ``None`` where each point has vectors of its own, or there is
+    only one.
 
     Args:
-        units: as for :func:`reflect`.
+        vectors: as for :func:`reflect`.
     """
-    if units.dim() != 2 or len(units) == 1:
+    if vectors.dim() != 2 or len(vectors) == 1:
         return None
-    v = units.to(torch.promote_types(units.dtype, torch.float32))  # there is no bfloat16 solver
-    gram = torch.triu(v @ v.mT, 1) + 0.5 * torch.eye(len(v), dtype=v.dtype, device=v.device)
-    return torch.linalg.solve_triangular(gram, v, upper=True).to(units.dtype)
+    v = vectors.to(torch.promote_types(vectors.dtype, torch.float32))  # there is no bfloat16 solver
+    identity = torch.eye(len(v), dtype=v.dtype, device=v.device)
+    upper = torch.triu(torch.ones_like(identity)) - 0.5 * identity
+    inverse = torch.addcmul(identity * (4.0 * torch.finfo(v.dtype).tiny), v @ v.mT, upper)
+    return torch.linalg.solve_triangular(inverse, v, upper=True).to(vectors.dtype)

@@ -35,8 +35,8 @@ def temper(x: Tensor, k: float = 4.0) -> Tensor:
     exponentially, so that a rare large output cannot blow up the map or flatten it to nothing.
 
     Computed as :math:`\pm k \log(a + \sqrt{1 + a^2})` with :math:`a = |x| / k`, since torch's asinh is a scalar
-    loop on the processor. The error is one rounding of the logarithm, relative to k and not to x. Compilers and
-    the transforms of ``torch.func`` see torch's asinh.
+    loop on the processor. The error is one rounding of the logarithm, relative to k and not to x; in single precision
+    it is inf beyond 1e19. Compilers and the transforms of ``torch.func`` see torch's asinh.
 
     Args:
         x: any shape.
@@ -58,7 +58,7 @@ class _Temper(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, k: float) -> Tensor:
-        radius = torch.hypot(x, x.new_full((), k))
+        radius = _radius(x, k)
         y = x.abs().add_(radius).div_(k).log_().mul_(k).copysign_(x)
         ctx.k = k
         ctx.save_for_backward(x, radius.reciprocal_().mul_(k))
@@ -68,8 +68,13 @@ class _Temper(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         x, slope = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient may be differentiated: a slope with a graph
-            slope = ctx.k / torch.hypot(x, x.new_full((), ctx.k))
+            slope = ctx.k / _radius(x, ctx.k)
         return grad * slope, None
+
+
+def _radius(x: Tensor, k: float) -> Tensor:
+    # torch's hypot would not overflow so soon, and takes ten times as long.
+    return torch.addcmul(x.new_full((), k * k), x, x).sqrt_()
 
 
 def sech2(x: Tensor) -> Tensor:
@@ -88,5 +93,5 @@ def slope_from(tanh: Tensor, gain: Tensor) -> Tensor:
         tanh: t.
         gain: g > 0.
     """
-    gain = gain.clamp(min=torch.finfo(gain.dtype).tiny)
+    gain = gain + torch.finfo(gain.dtype).tiny
     return torch.lerp(gain, gain.new_ones(()), tanh.square()).log()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_flows_vi.nets.parameters import ParameterNet
-from pyro_flows_vi.numerics.linear import reflect, unit
+from pyro_flows_vi.numerics.linear import reflect
 from pyro_flows_vi.transforms._door import positive
 from pyro_flows_vi.transforms.base import Flow
 
@@ -51,12 +51,12 @@ class Householder(Flow):
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """O(D) per reflection."""
-        x = reflect(x, unit(self.params(context)["v"]))
+        x = reflect(x, self.params(context)["v"])
         return x, x.new_zeros(x.shape[:-1])
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The same reflections in reverse order."""
-        y = reflect(y, unit(self.params(context)["v"]), reverse=True)
+        y = reflect(y, self.params(context)["v"], reverse=True)
         return y, y.new_zeros(y.shape[:-1])
 
 

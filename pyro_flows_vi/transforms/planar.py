@@ -66,9 +66,11 @@ class Planar(Flow):
         overlap, square = (w * u).sum(-1, keepdim=True), w.square().sum(-1, keepdim=True)
         gain = softplus_one(overlap)
         # w = 0 shifts by a constant, whatever u is. So small a w makes a gain that rounds to 1.
-        square = square.clamp(min=torch.finfo(square.dtype).eps ** 2)
+        square = square + torch.finfo(square.dtype).eps ** 2
         u = torch.addcmul(u, (gain - overlap - 1.0) / square, w)
         gain = gain.squeeze(-1)
+        if self.num_transforms == 1:
+            return [(u, w, p["b"], gain)], gain
         parts = u.split(1, -2), w.split(1, -2), p["b"].split(1, -1), gain.split(1, -1)
         return list(zip(*parts, strict=True)), gain
 
@@ -79,7 +81,7 @@ class Planar(Flow):
         for u, w, b, _ in steps:
             tanhs.append(torch.tanh(_ridge(x, w, b)))
             x = torch.addcmul(x, u.squeeze(-2), tanhs[-1])
-        return x, slope_from(_joined(tanhs), gain).sum(-1)
+        return x, self._log_det(tanhs, gain)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """O(D) per step, with a scalar root per point."""
@@ -88,7 +90,12 @@ class Planar(Flow):
         for u, w, b, g in reversed(steps):
             tanhs.insert(0, torch.tanh(solve_tanh(_ridge(y, w, b), g)))
             y = torch.addcmul(y, u.squeeze(-2), tanhs[0], value=-1)
-        return y, slope_from(_joined(tanhs), gain).sum(-1)
+        return y, self._log_det(tanhs, gain)
+
+    def _log_det(self, tanhs: list[Tensor], gain: Tensor) -> Tensor:
+        if self.num_transforms == 1:
+            return slope_from(tanhs[0], gain).squeeze(-1)
+        return slope_from(torch.cat(tanhs, -1), gain).sum(-1)
 
     def extra_repr(self) -> str:
         """The dimensions and the number of steps, for ``repr``."""
@@ -98,10 +105,6 @@ class Planar(Flow):
 def _ridge(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """w'x + b for w ``(*context_batch, 1, D)`` and b ``(*context_batch, 1)``."""
     return linear(x, w, b) if w.dim() == 2 else torch.linalg.vecdot(x, w.squeeze(-2))[..., None] + b
-
-
-def _joined(columns: list[Tensor]) -> Tensor:
-    return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
 
 
 def planar(input_dim: int) -> Planar:

@@ -50,8 +50,8 @@ class Radial(Flow):
         p = self.params(context)
         # Each above the square root of the smallest number, so that their product does not underflow.
         tiny = torch.finfo(p["alpha"].dtype).tiny ** 0.5
-        alpha = softplus_one(p["alpha"]).clamp(min=tiny)
-        return p["centre"], alpha, alpha * softplus_one(p["gain"]).clamp(min=tiny)
+        alpha = softplus_one(p["alpha"]) + tiny
+        return p["centre"], alpha, alpha * (softplus_one(p["gain"]) + tiny)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """O(D)."""
@@ -59,7 +59,7 @@ class Radial(Flow):
         offset = x - centre
         r = torch.linalg.vector_norm(offset, dim=-1, keepdim=True)  # of gradient zero at the centre
         log_det, stretch = self._log_det(r, alpha, inner)
-        return torch.addcmul(x, stretch, offset), log_det
+        return torch.addcmul(centre, stretch, offset), log_det
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """O(D), closed form."""
@@ -79,13 +79,13 @@ class Radial(Flow):
         return x, self._log_det(r, alpha, inner)[0]
 
     def _log_det(self, r: Tensor, alpha: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
-        """The log-determinant, and the factor alpha (g - 1) / (alpha + r)."""
+        """The log-determinant, and the factor (r + alpha g) / (r + alpha)."""
         # with t = r / (r + alpha): products of fractions, which do not overflow where r^2 would
         over = (r + alpha).reciprocal()
-        t, near, scaled = r * over, alpha * over, inner * over
-        along = torch.addcmul(torch.addcmul(t, t, near), near, scaled)
-        log_det = torch.add(along.log(), (t + scaled).log(), alpha=self.input_dim - 1).squeeze(-1)
-        return log_det, scaled - near
+        t = r * over
+        across = torch.addcmul(t, inner, over)
+        along = torch.addcmul(t, alpha * over, across)
+        return torch.add(along.log(), across.log(), alpha=self.input_dim - 1).squeeze(-1), across
 
 
 def radial(input_dim: int) -> Radial:

@@ -7,10 +7,10 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
 from pyro_flows_vi.nets.parameters import ParameterNet
-from pyro_flows_vi.numerics.linear import compact_form, matvec, reflect, unit, vecmat
+from pyro_flows_vi.numerics.linear import compact_form, matvec, reflect, vecmat
 from pyro_flows_vi.numerics.roots import solve_tanh
 from pyro_flows_vi.numerics.stable import slope_from
 from pyro_flows_vi.transforms._door import positive
@@ -84,7 +84,7 @@ class Sylvester(Flow):
 
     def _onto_basis(self, p: dict[str, Tensor], x: Tensor) -> Tensor:
         """Q' x, ``(*batch, M)``."""
-        if self.form == "orthogonal":
+        if "q" in p:
             return vecmat(x, p["q"])
         if self.form == "triangular":
             return (x.flip(-1) if self.reverse else x)[..., : self.rank]
@@ -92,7 +92,7 @@ class Sylvester(Flow):
 
     def _from_basis(self, p: dict[str, Tensor], v: Tensor) -> Tensor:
         """Q v, ``(*batch, D)``."""
-        if self.form == "orthogonal":
+        if "q" in p:
             return matvec(p["q"], v)
         x = pad(v, (0, self.input_dim - self.rank))
         if self.form == "triangular":
@@ -106,15 +106,14 @@ class Sylvester(Flow):
             precise = torch.promote_types(p["q"].dtype, torch.float32)  # there is no bfloat16 QR
             p["q"] = torch.linalg.qr(p["q"].to(precise))[0].to(p["q"].dtype)
         elif self.form == "householder":
-            p["v"] = unit(p["v"])
             compact = compact_form(p["v"])
-            if compact is not None:
+            if compact is not None and 2 * len(compact) >= self.input_dim:  # so many that a matrix is cheaper
+                identity = torch.eye(self.input_dim, dtype=compact.dtype, device=compact.device)
+                p["q"] = torch.addmm(identity, p["v"].mT, compact, alpha=-1)[:, : self.rank]
+            elif compact is not None:
                 p["compact"] = compact
-        free = torch.stack([p["r"].diagonal(dim1=-2, dim2=-1), p["inner_diagonal"]])
-        # 1 + tanh a tanh b as a sum of positive terms, which stays positive where the product rounds to -1
-        (a, b), (not_a, not_b) = torch.sigmoid(2.0 * free), torch.sigmoid(-2.0 * free)
-        gain = 2.0 * torch.addcmul(a * b, not_a, not_b)
-        outer, inner = torch.tanh(free)
+        outer, inner = torch.tanh(p["r"].diagonal(dim1=-2, dim2=-1)), torch.tanh(p["inner_diagonal"])
+        gain = 1.0 + outer * inner  # 0 where the product rounds to -1
         # R-tilde is kept transposed, as the lower half of one matrix whose upper half is R.
         upper, lower = torch.triu(p["r"], 1), torch.tril(p["r"], -1)
         return p | {"outer": outer, "inner": inner, "upper": upper, "lower": lower, "gain": gain}
@@ -123,8 +122,8 @@ class Sylvester(Flow):
         """O(D M + M^2) per point, and Q."""
         p = self._constrained(context)
         v = self._onto_basis(p, x)
-        tanh = torch.tanh(_product(v, p["lower"], p["inner"]) + p["b"])
-        y = x + self._from_basis(p, _product(tanh, p["upper"].mT, p["outer"]))
+        tanh = torch.tanh(_product(p["lower"].mT, p["inner"], v, p["b"]))
+        y = x + self._from_basis(p, _product(p["upper"], p["outer"], tanh))
         return y, slope_from(tanh, p["gain"]).sum(-1)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -148,11 +147,12 @@ class Sylvester(Flow):
         return f"{super().extra_repr()}, form={self.form!r}, rank={self.rank}"
 
 
-def _product(v: Tensor, matrix: Tensor, diagonal: Tensor) -> Tensor:
-    """v^T times a triangular matrix, of which the diagonal is given apart."""
+def _product(matrix: Tensor, diagonal: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A triangular matrix, of which the diagonal is given apart, times v, and a bias."""
     if matrix.dim() == 2:
-        return v @ (matrix + diagonal.diag_embed())
-    return diagonal * v + vecmat(v, matrix)
+        return linear(v, matrix + diagonal.diag_embed(), bias)
+    product = torch.addcmul(matvec(matrix, v), diagonal, v)
+    return product if bias is None else product + bias
 
 
 def sylvester(input_dim: int, count_transforms: int | None = None) -> Sylvester:
