@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
-__all__ = ["NORMS", "Linearisation", "LipschitzMLP", "lip_swish", "operator_norm"]
+__all__ = ["NORMS", "Linearisation", "LipschitzMLP", "LipschitzNet", "lip_swish", "operator_norm"]
 
 #: the norms of R^n in which a network can be bounded, by the name of the matrix norm that they induce
 NORMS = ("spectral", "inf", "one")
@@ -36,11 +36,11 @@ def operator_norm(weight: Tensor, norm: str = "spectral") -> Tensor:
     al., 2023), arXiv:2305.16173.
 
     Args:
-        weight: W, ``(m, n)``.
+        weight: W, ``(*batch, m, n)``; the spectral norm also takes complex matrices.
         norm: one of :data:`NORMS`.
 
     Returns:
-        a scalar; in float32 for the half-precision types.
+        a number for each matrix, ``(*batch,)``; in float32 for the half-precision types.
 
     Raises:
         ValueError: for an unknown norm.
@@ -51,22 +51,22 @@ def operator_norm(weight: Tensor, norm: str = "spectral") -> Tensor:
     """
     weight = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
     if norm == "inf":
-        return weight.abs().sum(1).amax()
+        return weight.abs().sum(-1).amax(-1)
     if norm == "one":
-        return weight.abs().sum(0).amax()
+        return weight.abs().sum(-2).amax(-1)
     if norm != "spectral":
         raise ValueError(f"norm: expected one of {NORMS}, got {norm!r}")
     # The norm is homogeneous, so every rescaling may be a constant of the gradient; it is put back last.
     tiny = torch.finfo(weight.dtype).tiny
-    scale = weight.detach().abs().amax().clamp_min(tiny)
-    weight, log_scale = weight / scale, scale.log()
-    gram = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
+    scale = weight.detach().abs().amax((-2, -1)).clamp_min(tiny)
+    weight, log_scale = weight / scale[..., None, None], scale.log()
+    gram = weight @ weight.mH if weight.shape[-2] <= weight.shape[-1] else weight.mH @ weight
     power = 2.0  # gram holds the singular values to this power
     for _ in range(SQUARINGS):
-        scale = gram.detach().diagonal().sum().clamp_min(tiny)
-        gram, log_scale = gram / scale, log_scale + scale.log() / power
+        scale = gram.detach().diagonal(dim1=-2, dim2=-1).real.sum(-1).clamp_min(tiny)
+        gram, log_scale = gram / scale[..., None, None], log_scale + scale.log() / power
         gram, power = gram @ gram, 2.0 * power
-    frobenius = torch.linalg.vector_norm(gram)
+    frobenius = torch.linalg.vector_norm(gram, dim=(-2, -1))
     return torch.exp(log_scale + frobenius.clamp_min(tiny).log() / power)
 
 
@@ -118,6 +118,11 @@ class Linearisation(NamedTuple):
         parts = zip(*(slope.reshape(-1, slope.shape[-1]).split(size) for slope in self.slopes), strict=True)
         return [Linearisation(self.weights, list(slopes)) for slopes in parts]
 
+    @property
+    def width(self) -> int:
+        """The largest number of units of a layer."""
+        return max(slope.shape[-1] for slope in self.slopes)
+
     def vjp(self, v: Tensor) -> Tensor:
         """The row v^T J for v of shape ``(*more, *batch, D)``, at about the cost of the network."""
         for slope, weight in zip(reversed(self.slopes), reversed(self.weights[1:]), strict=True):
@@ -125,9 +130,9 @@ class Linearisation(NamedTuple):
         return v @ self.weights[0]
 
 
-class LipschitzMLP(nn.Module):
+class LipschitzNet(nn.Module):
     r"""A network g with :math:`\|g(x; c) - g(x'; c)\| \le L\,\|x - x'\|` for any parameters and any
-    context.
+    context: what those of dense and those of convolutional layers share.
 
     .. math::
         g(x; c) = s\, W_n a(W_{n-1} \cdots a(W_1 x + V c + b_1) \cdots) + b_n, \qquad
@@ -143,18 +148,14 @@ class LipschitzMLP(nn.Module):
     network works, which leaves the bound in x as it is. The last layer starts small.
 
     Args:
-        dim: D, the size of x and of g(x).
-        hidden_dims: widths of the hidden layers, at least one.
+        layers: makes layer k of ``widths[k]`` inputs and ``widths[k + 1]`` outputs, with a weight and a bias.
+        widths: of the input, the hidden layers (at least one) and the output.
         context_dim: C, or ``None``.
         lipschitz: the bound L.
         norm: the norm of the bound, one of :data:`NORMS`.
 
     Raises:
         ValueError: for no hidden layer, a bound that is not positive and finite, or an unknown norm.
-
-    Example:
-        >>> LipschitzMLP(3, [16], context_dim=2)(torch.zeros(5, 3), torch.ones(5, 2)).shape
-        torch.Size([5, 3])
     """
 
     #: scale of the last layer's initial weights, relative to those of a usual linear layer
@@ -162,29 +163,28 @@ class LipschitzMLP(nn.Module):
 
     def __init__(
         self,
-        dim: int,
-        hidden_dims: Sequence[int],
-        context_dim: int | None = None,
-        lipschitz: float = 0.9,
-        norm: str = "spectral",
+        layers: Callable[[int, int, int], nn.Linear | nn.Conv2d],
+        widths: Sequence[int],
+        context_dim: int | None,
+        lipschitz: float,
+        norm: str,
     ) -> None:
         super().__init__()
-        if not hidden_dims or min(hidden_dims) < 1:
-            raise ValueError(f"hidden_dims: expected at least one positive width, got {tuple(hidden_dims)}")
+        if len(widths) < 3 or min(widths) < 1:
+            raise ValueError(f"hidden_dims: expected at least one positive width, got {tuple(widths[1:-1])}")
         if not 0.0 < lipschitz < float("inf"):
             raise ValueError(f"lipschitz: expected a positive finite bound, got {lipschitz}")
         if norm not in NORMS:
             raise ValueError(f"norm: expected one of {NORMS}, got {norm!r}")
         self.lipschitz = lipschitz
         self.norm = norm
-        widths = [dim, *hidden_dims, dim]
-        layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
+        made = [layers(k, a, b) for k, (a, b) in enumerate(pairwise(widths))]
         with torch.no_grad():
-            layers[-1].weight.mul_(self.initial_gain)
-            layers[-1].bias.zero_()
-        self.weights = nn.ParameterList(layer.weight for layer in layers)
-        self.biases = nn.ParameterList(layer.bias for layer in layers)
-        self.raw_sharpness = nn.ParameterList(nn.Parameter(torch.tensor(0.5)) for _ in hidden_dims)
+            made[-1].weight.mul_(self.initial_gain)
+            cast(Tensor, made[-1].bias).zero_()
+        self.weights = nn.ParameterList(layer.weight for layer in made)
+        self.biases = nn.ParameterList(layer.bias for layer in made)
+        self.raw_sharpness = nn.ParameterList(nn.Parameter(torch.tensor(0.5)) for _ in widths[1:-1])
         self.context_layer = None if context_dim is None else nn.Linear(context_dim, widths[1], bias=False)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -201,18 +201,63 @@ class LipschitzMLP(nn.Module):
         shift = self.biases[0] if self.context_layer is None else self.context_layer(context) + self.biases[0]
 
         def linearise(x: Tensor) -> tuple[Tensor, Linearisation]:
-            value, slopes = x, []
+            value, slopes = self._enter(x), []
             for k, raw_sharpness in enumerate(self.raw_sharpness):
-                value = linear(value, weights[k]) + (self.biases[k] if k else shift)
+                value = self._layer(value, weights[k], self.biases[k] if k else shift)
                 value, slope = lip_swish(value, softplus(raw_sharpness))
                 slopes.append(slope)
-            return linear(value, weights[-1], self.biases[-1]), Linearisation(weights, slopes)
+            value = self._layer(value, weights[-1], self.biases[-1])
+            return self._leave(value), self._linearisation(weights, slopes)
 
         return linearise
 
     def constrained_weights(self) -> list[Tensor]:
-        """The weights in use: as they are, but for the last; one :func:`operator_norm` each."""
+        """The weights in use: as they are, but for the last; one bound of an operator norm each."""
         *first, last = self.weights
-        product = torch.stack([operator_norm(weight, self.norm) for weight in (*first, last)]).prod()
+        product = torch.stack([self._operator_norm(weight) for weight in (*first, last)]).prod()
         scale = self.lipschitz / product.clamp_min(self.lipschitz)
         return [*first, last * scale.to(last.dtype)]
+
+    def _enter(self, x: Tensor) -> Tensor:
+        return x
+
+    def _leave(self, value: Tensor) -> Tensor:
+        return value
+
+    def _layer(self, value: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return linear(value, weight, bias) if bias.dim() == 1 else linear(value, weight) + bias
+
+    def _operator_norm(self, weight: Tensor) -> Tensor:
+        return operator_norm(weight, self.norm)
+
+    def _linearisation(self, weights: list[Tensor], slopes: list[Tensor]) -> Linearisation:
+        return Linearisation(weights, slopes)
+
+
+class LipschitzMLP(LipschitzNet):
+    r"""A :class:`LipschitzNet` of dense layers.
+
+    Args:
+        dim: D, the size of x and of g(x).
+        hidden_dims: widths of the hidden layers, at least one.
+        context_dim: C, or ``None``.
+        lipschitz: the bound L.
+        norm: the norm of the bound, one of :data:`NORMS`.
+
+    Raises:
+        ValueError: for no hidden layer, a bound that is not positive and finite, or an unknown norm.
+
+    Example:
+        >>> LipschitzMLP(3, [16], context_dim=2)(torch.zeros(5, 3), torch.ones(5, 2)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: Sequence[int],
+        context_dim: int | None = None,
+        lipschitz: float = 0.9,
+        norm: str = "spectral",
+    ) -> None:
+        super().__init__(lambda k, a, b: nn.Linear(a, b), [dim, *hidden_dims, dim], context_dim, lipschitz, norm)
