@@ -24,7 +24,7 @@ extensions = [
     "aliases",
     "tables",
 ]
-exclude_patterns = ["_build", "generated", "accuracy_table.md", "performance_table.md", "vae_table.md"]
+exclude_patterns = ["_build", "generated", "accuracy_table.md", "density_table.md", "performance_table.md", "vae_table.md"]
 source_suffix = {".md": "markdown"}
 
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]

@@ -15,11 +15,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyro_flows_vi import datasets, flows, guides, infer, nets, numerics, testing, transforms, vae
+    from pyro_flows_vi import datasets, density, flows, guides, infer, nets, numerics, testing, transforms, vae
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "datasets", "flows", "guides", "infer", "nets", "numerics", "testing", "transforms", "vae"]
+__all__ = [
+    "__version__",
+    "datasets",
+    "density",
+    "flows",
+    "guides",
+    "infer",
+    "nets",
+    "numerics",
+    "testing",
+    "transforms",
+    "vae",
+]
 
 
 def __getattr__(name: str) -> Any:

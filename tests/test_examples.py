@@ -22,6 +22,7 @@ EXAMPLES = {
     "logistic_regression": (),
     "radon": CHAIN,
     "neutra": CHAIN,
+    "density": ("--rows", "500"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``pyro-flows-vi demo``, ``posterior`` and ``vae train | evaluate | table``.
+"""The command line: ``pyro-flows-vi demo``, ``posterior``, and ``vae`` and ``density`` with their commands.
 
 One file per group of commands; a new group is one file and one line here.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import click
 
 from pyro_flows_vi import __version__
-from pyro_flows_vi.cli import demo, posterior, vae
+from pyro_flows_vi.cli import demo, density, posterior, vae
 
 __all__ = ["main"]
 
@@ -20,5 +20,6 @@ def main() -> None:
 
 
 main.add_command(demo.demo)
+main.add_command(density.density)
 main.add_command(posterior.posterior)
 main.add_command(vae.vae)

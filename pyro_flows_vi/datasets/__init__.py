@@ -1,4 +1,4 @@
-"""Image data sets: MNIST, its static binarisation, Frey faces, and small digits that need no file.
+"""Images (MNIST, its static binarisation, Frey faces, small digits that need no file) and tables of numbers.
 
 >>> from pyro_flows_vi import datasets
 >>> digits = datasets.load("digits")
@@ -8,5 +8,6 @@
 
 from pyro_flows_vi.datasets.catalogue import BINARISATION_SEED, SPLIT_SEED, load, names
 from pyro_flows_vi.datasets.dataset import Dataset
+from pyro_flows_vi.datasets.tabular import Table, load_table, table_names
 
-__all__ = ["BINARISATION_SEED", "SPLIT_SEED", "Dataset", "load", "names"]
+__all__ = ["BINARISATION_SEED", "SPLIT_SEED", "Dataset", "Table", "load", "load_table", "names", "table_names"]

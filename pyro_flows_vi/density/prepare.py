@@ -1,0 +1,187 @@
+"""From a user's data to a fit: split, checks, the scale of the data, and the loop."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pyro_flows_vi.density.data import Moments, Pairs, Rows, measure, to_rows
+from pyro_flows_vi.density.fitting import Fitting
+from pyro_flows_vi.density.settings import DensityFit, FitSettings
+from pyro_flows_vi.infer.interruption import Interruption
+from pyro_flows_vi.infer.repeat import seeded
+from pyro_flows_vi.transforms._door import positive
+from pyro_flows_vi.transforms.act_norm import ActNorm, initialize_act_norms
+
+if TYPE_CHECKING:
+    from pyro_flows_vi.density.flow_density import FlowDensity
+
+__all__ = ["prepare"]
+
+#: rows that activation normalisation starts from
+START_ROWS = 2048
+
+
+def prepare(
+    density: FlowDensity,
+    x: Any,
+    context: Any,
+    validation: Any,
+    settings: FitSettings,
+    *,
+    checkpoint: str | os.PathLike[str] | None,
+    checkpoint_every: int,
+    resume: bool,
+    seed: int | None,
+    progress: bool,
+) -> DensityFit:
+    """What :meth:`FlowDensity.fit` does."""
+    positive("checkpoint_every", checkpoint_every)
+    resuming = resume and checkpoint is not None and Path(checkpoint).exists()
+    with Interruption() as interruption, seeded(seed):
+        dtype = torch.get_default_dtype() if density.transform is None else density.scaling.loc.dtype
+        data, held_out = _gather(density, x, context, validation, settings.batch_size, dtype)
+        moments, scale = _look(density, data, held_out)
+        if density.transform is None:
+            density.setup(len(moments[0].mean), None if moments[1] is None else len(moments[1].mean))
+        _check_width(density, moments)
+        if not resuming and not bool(density.scaling.measured):
+            _set_scale(density, scale)
+            _start(density, data)
+        fitting = Fitting(density, data, held_out, settings, checkpoint, _identity(density, data, held_out, seed))
+        if resuming:
+            fitting.load()
+        return fitting.run(interruption, checkpoint_every, progress)
+
+
+def _gather(
+    density: FlowDensity, x: Any, context: Any, validation: Any, batch_size: int, dtype: torch.dtype
+) -> tuple[Rows | Pairs, Rows | Pairs | None]:
+    """Training and validation data."""
+    if isinstance(x, DataLoader):
+        if context is not None:
+            raise ValueError("expected the context as the second part of the DataLoader's batches, got it apart")
+        if isinstance(validation, int | float):
+            raise ValueError(
+                "expected validation rows of their own, x or (x, context) or a DataLoader, since those of a DataLoader "
+                f"cannot be split; got {validation!r}; None trains for max_epochs without any"
+            )
+        conditional = density.transform is not None and density.context_dim is not None
+        return Pairs(x, dtype, conditional), _own(validation, conditional, batch_size, dtype)
+    rows = to_rows(x, "x", dtype)
+    given = None if context is None else to_rows(context, "context", dtype)
+    if given is not None and (given.ndim != 2 or len(given) != len(rows)):
+        raise ValueError(
+            f"expected a context of shape ({len(rows)}, C), one row for each of x, got {tuple(given.shape)}; "
+            "encode labels as indicator columns (torch.nn.functional.one_hot)"
+        )
+    if not isinstance(validation, int | float):
+        return Rows(rows, given, batch_size), _own(validation, given is not None, batch_size, dtype)
+    if isinstance(validation, bool) or not 0.0 < validation < 1.0:
+        raise ValueError(f"expected validation to be a fraction between 0 and 1, rows, or None, got {validation!r}")
+    order = torch.randperm(len(rows)).to(rows.device)
+    count = max(1, round(validation * len(rows)))
+    if len(rows) < 2:
+        raise ValueError(f"expected at least two rows to split, got x of shape {tuple(rows.shape)}")
+    train, held_out = order[count:], order[:count]
+    parts = [Rows(rows[i], None if given is None else given[i], batch_size) for i in (train, held_out)]
+    return parts[0], parts[1]
+
+
+def _own(validation: Any, with_context: bool, batch_size: int, dtype: torch.dtype) -> Rows | Pairs | None:
+    """Validation data that the user has split off."""
+    if validation is None:
+        return None
+    if isinstance(validation, DataLoader):
+        return Pairs(validation, dtype, with_context)
+    parts = validation if isinstance(validation, tuple) else (validation,)
+    if len(parts) != (2 if with_context else 1):
+        wanted = "(x, context)" if with_context else "x alone"
+        raise ValueError(f"expected validation rows as {wanted}, got {len(parts)} parts")
+    rows = [to_rows(part, f"validation {name}", dtype) for part, name in zip(parts, ("x", "context"), strict=False)]
+    if with_context and len(rows[0]) != len(rows[1]):
+        raise ValueError(f"expected as many validation contexts as rows, got {len(rows[1])} and {len(rows[0])}")
+    return Rows(rows[0], rows[1] if with_context else None, batch_size)
+
+
+Measured = tuple[Moments, Moments | None]
+
+
+def _look(density: FlowDensity, data: Rows | Pairs, held_out: Rows | Pairs | None) -> tuple[Measured, Measured]:
+    """The moments of x and context, as they are and on the scale that is standardised; raises for bad rows."""
+    before = torch.get_rng_state()  # a DataLoader draws its order from it
+    x = measure((density.observed(pair[0]) for pair in data.in_order()), "x")
+    context = measure(_contexts(data), "context") if _has_context(data) else None
+    x.require_density(discrete=density.discrete)
+    if held_out is not None:
+        other = measure((density.observed(pair[0]) for pair in held_out.in_order()), "validation x")
+        if len(other.mean) != len(x.mean):
+            raise ValueError(f"expected validation x of {len(x.mean)} columns, as x has, got {len(other.mean)}")
+    scale = measure((density.to_standardise(pair[0]) for pair in data.in_order()), "x") if density.discrete else x
+    torch.set_rng_state(before)
+    return (x, context), (scale, context)
+
+
+def _has_context(data: Rows | Pairs) -> bool:
+    return data.with_context if isinstance(data, Pairs) else data.context is not None
+
+
+def _contexts(data: Rows | Pairs) -> Iterator[Tensor]:
+    for _, context in data.in_order():
+        assert context is not None
+        yield context
+
+
+def _check_width(density: FlowDensity, moments: Measured) -> None:
+    for name, moment, own in (("x", moments[0], density.input_dim), ("context", moments[1], density.context_dim)):
+        width = None if moment is None else len(moment.mean)
+        if width != own:
+            raise ValueError(f"expected {name} of {own} columns, as the density was made for, got {width}")
+
+
+def _set_scale(density: FlowDensity, scale: Measured) -> None:
+    x, context = scale
+    if not density.recipe["standardise"]:
+        density.scaling.measure(torch.zeros_like(x.mean), torch.ones_like(x.mean))
+        return
+    density.scaling.measure(x.mean, x.sd)
+    if context is not None and density.context_scaling is not None:
+        density.context_scaling.measure(context.mean, torch.where(context.constant, 1.0, context.sd))
+
+
+def _start(density: FlowDensity, data: Rows | Pairs) -> None:
+    """Let the activation normalisation of a new flow start from data."""
+    if not any(isinstance(module, ActNorm) for module in density.flow.modules()):
+        return
+    x, context = next(iter(data.in_order()))
+    like = density.scaling.loc
+    rows = density.to_standardise(x[:START_ROWS].to(like))
+    given = None if context is None else density.scaled_context(context[:START_ROWS].to(like))
+    initialize_act_norms(density.flow, density.scaling.inverse_and_log_det(rows)[0], given)
+
+
+def _identity(
+    density: FlowDensity, data: Rows | Pairs, held_out: Rows | Pairs | None, seed: int | None
+) -> dict[str, Any]:
+    """What a checkpoint must agree with."""
+    return {"recipe": density._recipe(), "seed": seed, "data": _digest(data), "validation": _digest(held_out)}
+
+
+def _digest(data: Rows | Pairs | None) -> str:
+    if data is None:
+        return "none"
+    if isinstance(data, Pairs):
+        return f"DataLoader of {data.steps} batches"
+    digest = hashlib.sha256()
+    for part in (data.x, data.context):
+        if part is not None:
+            digest.update(str(tuple(part.shape)).encode())
+            digest.update(part.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,126 @@
+"""One JSON file per run of the command line: what was fitted to what, with what, and what came out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pyro_flows_vi.density.settings import FitSettings
+from pyro_flows_vi.infer.records import NUMBER, Fields, check_fields, read_record, write_record
+
+__all__ = ["SCHEMA", "load_record", "load_records", "save_record"]
+
+#: raised whenever a field changes its meaning
+SCHEMA = 1
+MAYBE = (*NUMBER, type(None))
+FIELDS: Fields = {
+    "schema": int,
+    "task": str,
+    "row": str,
+    "seed": int,
+    "flow": dict,
+    "flow.flow": str,
+    "flow.num_transforms": int,
+    "flow.options": dict,
+    "images": (dict, type(None)),
+    "settings": dict,
+    "overrides": dict,
+    "data": dict,
+    "data.kind": str,
+    "data.name": str,
+    "data.dim": int,
+    "data.sha256": str,
+    "versions": dict,
+    "machine": dict,
+    "machine.device": str,
+    "machine.name": str,
+    "machine.threads": int,
+    "parameters": int,
+    "training": dict,
+    "training.epochs": int,
+    "training.best_epoch": int,
+    "training.best_validation": NUMBER,
+    "training.stop_reason": str,
+    "training.skipped_steps": int,
+    "training.seconds": NUMBER,
+    "training.curves": dict,
+    "training.curves.train": list,
+    "training.curves.validation": list,
+    "results": (dict, type(None)),
+}
+IMAGE_FIELDS: Fields = {
+    "images.levels": int,
+    "images.logit_level": NUMBER,
+    "images.dequantisation": str,
+    "images.noise": (dict, type(None)),
+}
+RESULTS: Fields = {
+    "results.nats": NUMBER,
+    "results.nats_se": NUMBER,
+    "results.num_rows": int,
+    "results.seconds": NUMBER,
+}
+MORE_RESULTS: dict[str, Fields] = {
+    "target": {f"results.{name}{tail}": MAYBE for name in ("kl_forward", "kl_reverse") for tail in ("", "_se")},
+    "table": {},
+    "images": {
+        "results.bits_per_dim": NUMBER,
+        "results.bits_per_dim_se": NUMBER,
+        "results.nats_of_logits": MAYBE,
+        "results.nats_of_logits_se": MAYBE,
+        "results.num_samples": int,
+        "results.seed": int,
+    },
+}
+
+
+def save_record(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
+    """Check a record and write it, whole or not at all.
+
+    Raises:
+        ValueError: for a record with a missing or wrong field.
+    """
+    _check(Path(path), record)
+    write_record(path, record)
+
+
+def load_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a record.
+
+    Raises:
+        ValueError: for a file that is missing or no record, and a field that is missing or wrong; by name.
+    """
+    path = Path(path)
+    record: dict[str, Any] = read_record(path)
+    _check(path, record)
+    return record
+
+
+def load_records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """All records ``*.json`` of a folder, in the order of their names.
+
+    Raises:
+        ValueError: for a folder without records, or a bad one.
+    """
+    paths = sorted(Path(folder).glob("*.json"))
+    if not paths:
+        raise ValueError(f"{folder}: expected a folder with records (*.json), found none; train a density first")
+    return [load_record(path) for path in paths]
+
+
+def _check(path: Path, record: Any) -> None:
+    check_fields(path, record, FIELDS, SCHEMA)
+    if record["task"] != "density":
+        raise ValueError(f"{path}: field 'task': expected 'density', got {record['task']!r}")
+    kind = record["data"]["kind"]
+    if kind not in MORE_RESULTS:
+        raise ValueError(f"{path}: field 'data.kind': expected one of {', '.join(MORE_RESULTS)}, got {kind!r}")
+    if kind == "images":
+        check_fields(path, record, IMAGE_FIELDS, SCHEMA)
+    if record["results"] is not None:
+        check_fields(path, record, {**RESULTS, **MORE_RESULTS[kind]}, SCHEMA)
+    try:
+        FitSettings.make(**record["settings"])
+    except ValueError as error:
+        raise ValueError(f"{path}: field 'settings': {error}") from error

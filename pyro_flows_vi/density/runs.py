@@ -1,0 +1,258 @@
+"""A density from beginning to end: fit it to a problem, evaluate it, and keep the record."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_flows_vi import flows
+from pyro_flows_vi.density.flow_density import FlowDensity
+from pyro_flows_vi.density.image_density import ImageDensity
+from pyro_flows_vi.density.problems import Problem
+from pyro_flows_vi.density.records import SCHEMA, load_record, save_record
+from pyro_flows_vi.density.settings import DensityFit, Evaluation, FitSettings
+from pyro_flows_vi.infer.checkpoint import differences
+from pyro_flows_vi.infer.records import check_folder, default_device, machine, versions
+from pyro_flows_vi.infer.repeat import seeded
+
+__all__ = ["evaluate_run", "load_run", "record_path", "train_run"]
+
+PathLike = str | os.PathLike[str]
+
+#: the level of the logit where none is asked for: that of the published table for MNIST
+LOGIT_LEVELS = {"mnist": 1e-6}
+#: draws of a density for KL(q‖p)
+DRAWS = 20_000
+
+
+def record_path(folder: PathLike, data: str, row: str, seed: int = 0) -> Path:
+    """Where the record of a run is kept; checkpoint and density are beside it, as ``.ckpt`` and ``.density``."""
+    return Path(folder) / f"{data}-{row}-seed{seed}.json"
+
+
+def train_run(
+    problem: Problem,
+    flow: str,
+    folder: PathLike,
+    *,
+    name: str | None = None,
+    num_transforms: int = 5,
+    flow_options: Mapping[str, Any] | None = None,
+    images: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Path:
+    """Fit a density to a problem and write its record.
+
+    Args:
+        problem: from :func:`pyro_flows_vi.density.problems.load_problem`.
+        flow: a name of the registry.
+        folder: for the record, the checkpoint and the density.
+        name: of the row in the table; that of the flow by default.
+        num_transforms: steps of the flow.
+        flow_options: options of the flow.
+        images: ``logit_level``, ``dequantisation`` and ``noise`` of :class:`~.image_density.ImageDensity`.
+        settings: fields of :class:`~.settings.FitSettings`.
+        seed: of the fit.
+        resume: go on from the checkpoint, if there is one.
+        overwrite: start again, and replace an older run.
+        device: the GPU, where there is one, unless given.
+        progress: whether to show a progress bar.
+
+    Returns:
+        the path of the record.
+
+    Raises:
+        ValueError: for unknown names, options or settings, a ``folder`` that cannot be written to, or where an older
+            run would be lost (see ``resume``).
+        TrainingInterrupted: after Ctrl-C, when the state has been saved.
+    """
+    where, asked = default_device(device), FitSettings.make(**(settings or {}))
+    flows.describe(flow)
+    row = name or flow
+    if not row.replace("-", "").replace("_", "").replace("+", "").isalnum():
+        raise ValueError(f"expected a name of letters, digits, '-', '_' and '+', got {row!r}")
+    path = record_path(folder, problem.name, row, seed)
+    check_folder(path.parent)
+    checkpoint, weights = path.with_suffix(".ckpt"), path.with_suffix(".density")
+    if not resume and not overwrite:
+        for old in (path, checkpoint):
+            if old.exists():
+                raise ValueError(
+                    f"{old} holds an older run: resume it (resume), replace it (overwrite) or choose another folder"
+                )
+    recipe = {"flow": flow, "num_transforms": num_transforms, "options": dict(flow_options or {})}
+    pixels = _pixels(problem, images or {})
+    with seeded(seed):
+        density = _make(problem, recipe, pixels).to(where)
+    fit = density.fit(
+        problem.train,
+        validation=problem.validation,
+        checkpoint=checkpoint,
+        checkpoint_every=1 if len(problem.train) > 100_000 else 10,
+        resume=resume,
+        seed=seed,
+        progress=progress,
+        **asked.as_dict(),
+    )
+    density.save(weights)
+    default = FitSettings().as_dict()
+    record = {
+        "schema": SCHEMA,
+        "task": "density",
+        "row": row,
+        "seed": seed,
+        "flow": recipe,
+        "images": pixels,
+        "settings": asked.as_dict(),
+        "overrides": {key: value for key, value in asked.as_dict().items() if value != default[key]},
+        "data": problem.description,
+        "versions": versions(),
+        "machine": machine(where),
+        "parameters": sum(p.numel() for p in density.parameters()),
+        "training": _training(fit),
+        "results": None,
+    }
+    save_record(path, record)
+    return path
+
+
+def load_run(path: PathLike, problem: Problem) -> FlowDensity:
+    """The fitted density of a record.
+
+    Raises:
+        ValueError: for other data, and a density that is missing, damaged or another run's.
+    """
+    path = Path(path)
+    record = load_record(path)
+    changed = differences(record["data"], problem.description)
+    if changed:
+        raise ValueError(f"{path}: the record is of other data: {'; '.join(changed)}; load the same data")
+    made = (ImageDensity if record["images"] is not None else FlowDensity).load(path.with_suffix(".density"))
+    found = {key: made.recipe[key] for key in ("flow", "num_transforms")}
+    changed = differences({key: record["flow"][key] for key in found}, found)
+    if changed:
+        raise ValueError(f"{path.with_suffix('.density')}: the density is of another run: {'; '.join(changed)}")
+    return made
+
+
+def evaluate_run(
+    path: PathLike,
+    problem: Problem,
+    *,
+    num_samples: int = 1,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> dict[str, Any]:
+    """Score the test rows of a problem with the density of a record, and add the result to it.
+
+    Args:
+        path: the record.
+        problem: what it was fitted to.
+        num_samples: draws of the noise for each image.
+        seed: of these, and of the draws of KL(q‖p).
+        device: the GPU, where there is one, unless given.
+
+    Returns:
+        the record, with ``results``.
+
+    Raises:
+        ValueError: as :func:`load_run`.
+    """
+    density = load_run(path, problem).to(default_device(device))
+    record, began = load_record(path), time.perf_counter()
+    if isinstance(density, ImageDensity):
+        results = _images(density, problem.test, num_samples, seed)
+    else:
+        found = density.evaluate(problem.test)
+        results = _pair("nats", found)
+        if problem.target is not None:
+            results |= _divergences(density, problem, found.values, seed)
+    record["results"] = {
+        **results,
+        "num_rows": len(problem.test),
+        "seconds": time.perf_counter() - began,
+        "versions": versions(),
+    }
+    save_record(path, record)
+    return record
+
+
+def _make(problem: Problem, recipe: dict[str, Any], pixels: dict[str, Any] | None) -> FlowDensity:
+    options = {"num_transforms": recipe["num_transforms"], **recipe["options"]}
+    if pixels is None:
+        return FlowDensity(recipe["flow"], problem.dim, **options)
+    return ImageDensity(recipe["flow"], problem.shape, **pixels, **options)
+
+
+def _pixels(problem: Problem, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    known = {"logit_level": LOGIT_LEVELS.get(problem.name, 0.05), "dequantisation": "uniform", "noise": None}
+    if problem.kind != "images":
+        if asked:
+            raise ValueError(f"{problem.name!r} are no images, so {', '.join(asked)} cannot be set")
+        return None
+    unknown = sorted(set(asked) - set(known))
+    if unknown:
+        raise ValueError(f"unknown setting {', '.join(unknown)} of images: expected one of {', '.join(known)}")
+    return {"levels": problem.levels, **known, **asked}
+
+
+def _images(density: ImageDensity, test: Tensor, num_samples: int, seed: int) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_samples": num_samples, "seed": seed}
+    uniform = density.recipe["dequantisation"] == "uniform"
+    return {
+        **_pair("nats", density.nats(test, **options)),
+        **_pair("bits_per_dim", density.bits_per_dim(test, **options)),
+        **_pair("nats_of_logits", density.nats_of_logits(test, **options) if uniform else None),
+        **options,
+    }
+
+
+@torch.no_grad()
+def _divergences(density: FlowDensity, problem: Problem, log_q: Tensor, seed: int) -> dict[str, Any]:
+    """KL(p‖q) on the test rows and KL(q‖p) on draws of q; ``None`` where p is unknown, or 0 at a draw."""
+    assert problem.target is not None
+    log_prob = problem.target.log_prob
+    if log_prob is None:
+        return {**_pair("kl_forward", None), **_pair("kl_reverse", None)}
+    log_p = torch.cat([log_prob(part.double()) for part in problem.test.split(1000)])
+    with seeded(seed):
+        draws = density.sample(DRAWS)
+    ours = density.evaluate(draws).values
+    theirs = torch.cat([log_prob(part.double().cpu()) for part in draws.split(1000)])
+    reverse = ours - theirs
+    known = bool(reverse.isfinite().all())
+    return {
+        **_pair("kl_forward", Evaluation.of(log_p - log_q)),
+        **_pair("kl_reverse", Evaluation.of(reverse) if known else None),
+    }
+
+
+def _pair(name: str, found: Evaluation | None) -> dict[str, float | None]:
+    mean, se = (None, None) if found is None else (found.mean, found.se)
+    return {name: mean, f"{name}_se": se}
+
+
+def _training(fit: DensityFit) -> dict[str, Any]:
+    if not math.isfinite(fit.best):
+        raise ValueError("the fit has no finite validation likelihood; use a smaller learning_rate")
+    return {
+        "epochs": fit.epochs,
+        "best_epoch": fit.best_epoch,
+        "best_validation": fit.best,
+        "stop_reason": fit.stop_reason,
+        "skipped_steps": fit.skipped_steps,
+        "seconds": fit.seconds,
+        "curves": fit.curves,
+    }

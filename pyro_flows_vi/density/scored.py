@@ -1,0 +1,182 @@
+"""Scoring and drawing with a chain that ends in the units of the data."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from pyro_flows_vi.density.data import to_rows
+from pyro_flows_vi.density.scaling import Scaling
+from pyro_flows_vi.density.settings import Evaluation
+from pyro_flows_vi.transforms.base import Flow
+from pyro_flows_vi.transforms.compose import Compose
+
+__all__ = ["CHUNK", "Scored"]
+
+HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+#: rows scored together by :meth:`Scored.evaluate`
+CHUNK = 2048
+
+
+class Scored(nn.Module):
+    """What a fitted density can do: log_prob, draws, a Pyro distribution.
+
+    ``transform`` is the chain from N(0, I) to the data, a flow and its :class:`~.scaling.Scaling` first, and
+    ``context_scaling`` the scale of the context; both are ``None`` while the dimensions are unknown.
+    """
+
+    transform: Compose | None
+    context_scaling: Scaling | None
+    #: whether the data are whole numbers, to which noise is added
+    discrete = False
+
+    @property
+    def chain(self) -> Compose:
+        """The whole map from N(0, I) to the data.
+
+        Raises:
+            ValueError: while the dimensions are unknown.
+        """
+        if self.transform is None:
+            raise ValueError("the dimensions of the density are not known yet: fit it, or pass input_dim")
+        return self.transform
+
+    @property
+    def flow(self) -> Flow:
+        """The learned part."""
+        return self.chain[0]
+
+    @property
+    def scaling(self) -> Scaling:
+        """The fixed scale of the data."""
+        scaling = self.chain[1]
+        assert isinstance(scaling, Scaling)
+        return scaling
+
+    @property
+    def input_dim(self) -> int:
+        """D."""
+        return self.chain.input_dim
+
+    @property
+    def context_dim(self) -> int | None:
+        """C, or ``None``."""
+        return self.chain.context_dim
+
+    # -- data ----------------------------------------------------------------------------------------
+
+    def log_likelihood(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """What :meth:`fit` maximises, per row: ``log_prob``, or a bound of it where a subclass says so."""
+        return self._log_prob(x, context)
+
+    def observed(self, x: Tensor) -> Tensor:
+        """Rows of data, checked for what a subclass expects of them."""
+        return x
+
+    def to_standardise(self, x: Tensor) -> Tensor:
+        """What the scale is measured on."""
+        return x
+
+    # -- scoring and drawing -------------------------------------------------------------------------
+
+    def log_prob(self, x: Any, context: Any = None) -> Tensor:
+        """log p(x), or log p(x | context), with gradients.
+
+        Args:
+            x: ``(*batch, D)``; anything that :meth:`fit` takes but a ``DataLoader``.
+            context: ``(*context_batch, C)``, with a batch that broadcasts against that of x.
+
+        Returns:
+            ``(*batch)``.
+
+        Raises:
+            ValueError: for another width than that of the density, and for NaN or infinite values.
+        """
+        return self._log_prob(self._values(x, "x"), None if context is None else self._values(context, "context"))
+
+    def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
+        z, log_det = self.chain.inverse_and_log_det(x, self.scaled_context(context))
+        log_prob: Tensor = -0.5 * z.square().sum(-1) - HALF_LOG_2PI * self.input_dim - log_det
+        return log_prob
+
+    @torch.no_grad()
+    def sample(self, sample_shape: int | tuple[int, ...] = (), context: Any = None) -> Tensor:
+        """Draws ``(*sample_shape, *context_batch, D)``."""
+        return self.rsample(sample_shape, context)
+
+    def rsample(self, sample_shape: int | tuple[int, ...] = (), context: Any = None) -> Tensor:
+        """Draws ``(*sample_shape, *context_batch, D)`` with gradients to parameters and context."""
+        shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+        values = None if context is None else self._values(context, "context")
+        like = self.scaling.loc
+        batch = () if values is None else tuple(values.shape[:-1])
+        z = torch.randn((*shape, *batch, self.input_dim), dtype=like.dtype, device=like.device)
+        return self.chain.forward_and_log_det(z, self.scaled_context(values))[0]
+
+    def distribution(self, context: Any = None) -> dist.TorchDistribution:
+        """The density as a Pyro distribution over vectors: a prior for a model, or for a VAE.
+
+        Its batch shape is that of the context, ``()`` without one. It shares the parameters with this density, and
+        takes them as they are when it scores and draws.
+        """
+        like = self.scaling.loc
+        base = dist.Normal(torch.zeros_like(like), torch.ones_like(like)).to_event(1)
+        chain: Flow = self.chain
+        if context is not None or self.context_dim is not None:
+            if context is None or self.context_dim is None:
+                self.chain.inverse_and_log_det(
+                    like, self.scaled_context(context)
+                )  # says what is wrong with the context
+            scaled = self.scaled_context(self._values(context, "context"))
+            assert scaled is not None
+            base = base.expand(scaled.shape[:-1])
+            chain = chain.condition(scaled)
+        return dist.TransformedDistribution(base, [chain])
+
+    @torch.no_grad()
+    def evaluate(self, x: Any, context: Any = None) -> Evaluation:
+        """The mean log-likelihood of rows ``(N, D)`` in evaluation mode, in chunks, with its standard error."""
+        rows = self._values(x, "x", move=False)
+        given = None if context is None else self._values(context, "context", move=False)
+        before = self.training
+        self.eval()
+        try:
+            parts = [
+                self.log_likelihood(rows[i : i + CHUNK].to(self.scaling.loc), self._part(given, i))
+                for i in range(0, len(rows), CHUNK)
+            ]
+        finally:
+            self.train(before)
+        return Evaluation.of(torch.cat(parts))
+
+    def _part(self, context: Tensor | None, start: int) -> Tensor | None:
+        return None if context is None else context[start : start + CHUNK].to(self.scaling.loc)
+
+    def scaled_context(self, context: Tensor | None) -> Tensor | None:
+        """The context as the flow sees it."""
+        if context is None or self.context_scaling is None:
+            return context
+        if context.shape[-1:] != (self.context_dim,):
+            return context  # the flow's door says what is wrong with it
+        return self.context_scaling.inverse_and_log_det(context)[0]
+
+    def _values(self, values: Any, name: str, move: bool = True) -> Tensor:
+        like = self.scaling.loc
+        if isinstance(values, DataLoader):
+            raise ValueError(f"expected {name} as a tensor, an array or a data frame, got a DataLoader")
+        rows = to_rows(values, name, like.dtype, like.device if move else None)
+        width = self.input_dim if name == "x" else self.context_dim
+        if width is not None and rows.shape[-1:] != (width,):
+            raise ValueError(
+                f"expected {name} of shape (*batch, {width}), as the density was made for, got {tuple(rows.shape)}"
+            )
+        if not math.isfinite(rows.detach().sum()) and not bool(rows.isfinite().all()):
+            raise ValueError(
+                f"expected finite values in {name}, got {int((~rows.isfinite()).sum())} that are NaN or infinite"
+            )
+        return rows
