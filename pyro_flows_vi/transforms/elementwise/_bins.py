@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_flows_vi.transforms._door import is_traced
+
 __all__ = ["below", "find", "find_share", "share_at", "shares", "take"]
 
 
@@ -38,14 +40,24 @@ def below(sizes: Tensor, index: Tensor) -> Tensor:
 
 
 def find_share(raw: Tensor, point: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The bin of every point among the :func:`shares` of ``raw``, the sum of the shares before it, and its own."""
-    index, *pair, _ = _FindShare.apply(raw, point.detach(), floor)
-    return index, *pair
+    """The bin of every point among the :func:`shares` of ``raw``, the sum of the shares before it, and its own.
+
+    Compilers and the transforms of ``torch.func`` see plain operations, everyone else a gradient in a single pass.
+    """
+    if is_traced(raw):
+        sizes = shares(raw, floor)
+        index = find(sizes, point)
+        return index, below(sizes, index), take(sizes, index)
+    index, before, own = _FindShare.apply(raw, point.detach(), floor)
+    return index, before, own
 
 
 def share_at(raw: Tensor, index: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """The sum of the :func:`shares` of ``raw`` before ``index``, and the share there."""
-    before, own, _ = _ShareAt.apply(raw, index, floor)
+    """The sum of the :func:`shares` of ``raw`` before ``index``, and the share there; traced as :func:`find_share`."""
+    if is_traced(raw):
+        sizes = shares(raw, floor)
+        return below(sizes, index), take(sizes, index)
+    before, own = _ShareAt.apply(raw, index, floor)
     return before, own
 
 
@@ -56,64 +68,49 @@ def _numbers(values: Tensor) -> Tensor:
 class _ShareAt(torch.autograd.Function):
     """With a gradient that takes one pass over the bins, where those of softmax, sum and gather take five."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(raw: Tensor, index: Tensor, floor: float) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, raw: Tensor, index: Tensor, floor: float) -> tuple[Tensor, Tensor]:
         part = torch.softmax(raw, 0)
-        return *_pick(part.cumsum(0), part, index, floor), part
+        return _pick(ctx, raw, part, part.cumsum(0), index, floor)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        raw, index, floor = inputs
-        before, own, part = output
-        ctx.mark_non_differentiable(part)
-        ctx.floor = floor
-        ctx.save_for_backward(raw, index, before, own, part)
-
-    @staticmethod
-    def backward(ctx: Any, grad_before: Tensor, grad_own: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_before: Tensor, grad_own: Tensor) -> tuple[Tensor, None, None]:
         return _gradient(ctx, grad_before, grad_own), None, None
 
 
 class _FindShare(torch.autograd.Function):
     """As :class:`_ShareAt`, with a search for the bin first."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(raw: Tensor, point: Tensor, floor: float) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, raw: Tensor, point: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
         part = torch.softmax(raw, 0)
-        total, scale = part.cumsum(0), 1.0 - len(raw) * floor
-        ends = torch.add(floor * (1 + _numbers(raw)[:-1]), total[:-1], alpha=scale)
+        total, count = part.cumsum(0), len(raw)
+        ends = torch.add(floor * _numbers(raw)[1:].to(raw), total[:-1], alpha=1.0 - count * floor)
         index = (ends <= point).sum(0)
-        return index, *_pick(total, part, index, floor), part
+        ctx.mark_non_differentiable(index)
+        return index, *_pick(ctx, raw, part, total, index, floor)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        index, before, own, part = output
-        ctx.mark_non_differentiable(index, part)
-        ctx.floor = inputs[2]
-        ctx.save_for_backward(inputs[0], index, before, own, part)
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor, grad_before: Tensor, grad_own: Tensor, __: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, _: Tensor, grad_before: Tensor, grad_own: Tensor) -> tuple[Tensor, None, None]:
         return _gradient(ctx, grad_before, grad_own), None, None
 
 
-def _pick(total: Tensor, part: Tensor, index: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    scale, own = 1.0 - len(part) * floor, take(part, index)
-    return torch.add(floor * index, take(total, index) - own, alpha=scale), floor + scale * own
+def _pick(ctx: Any, raw: Tensor, part: Tensor, total: Tensor, index: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    own = take(part, index)
+    before = take(total, index) - own
+    ctx.floor = floor
+    ctx.save_for_backward(raw, part, index, before, own)
+    scale = 1.0 - len(part) * floor
+    return torch.add(floor * index.to(part), before, alpha=scale), floor + scale * own
 
 
 def _gradient(ctx: Any, grad_before: Tensor, grad_own: Tensor) -> Tensor:
-    raw, index, before, own, part = ctx.saved_tensors
-    scale, smaller = 1.0 - len(raw) * ctx.floor, _numbers(raw) < index
+    raw, part, index, before, own = ctx.saved_tensors
+    smaller = _numbers(raw) < index
     if torch.is_grad_enabled():  # the gradient may be differentiated: everything with a graph
         part = torch.softmax(raw, 0)
         before, own = torch.where(smaller, part, 0.0).sum(0), take(part, index)
-    else:
-        before, own = (before - ctx.floor * index) / scale, (own - ctx.floor) / scale
+    scale = 1.0 - len(raw) * ctx.floor
     grad_before, grad_own = scale * grad_before, scale * grad_own
     mean = grad_before * before + grad_own * own
     rows = torch.where(smaller, grad_before - mean, -mean) * part
