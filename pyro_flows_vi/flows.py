@@ -25,6 +25,8 @@ from pyro_flows_vi.transforms.affine_autoregressive import AffineAutoregressive
 from pyro_flows_vi.transforms.base import Flow
 from pyro_flows_vi.transforms.block_autoregressive import BlockAutoregressive
 from pyro_flows_vi.transforms.compose import Compose
+from pyro_flows_vi.transforms.continuous import Continuous
+from pyro_flows_vi.transforms.convex_potential import ConvexPotential
 from pyro_flows_vi.transforms.coupling import AffineCoupling
 from pyro_flows_vi.transforms.householder import Householder
 from pyro_flows_vi.transforms.lu_linear import LULinear
@@ -75,6 +77,8 @@ _RECIPES: dict[str, Recipe] = {
     ),
     "bnaf": Recipe(BlockAutoregressive, "De Cao et al. 2019, arXiv:1904.04676", reversals=True),
     "residual": Recipe(Residual, "Chen et al. 2019, arXiv:1906.02735"),
+    "ffjord": Recipe(Continuous, "Grathwohl et al. 2019, arXiv:1810.01367"),
+    "convex-potential": Recipe(ConvexPotential, "Huang et al. 2021, arXiv:2012.05942"),
     "householder": Recipe(Householder, "Tomczak and Welling 2016, arXiv:1611.09630"),
     "lu": Recipe(LULinear, "Kingma and Dhariwal 2018, arXiv:1807.03039"),
     "actnorm": Recipe(ActNorm, "Kingma and Dhariwal 2018, arXiv:1807.03039"),

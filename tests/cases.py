@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from pyro_flows_vi import flows
 from pyro_flows_vi.transforms import (
@@ -12,6 +13,8 @@ from pyro_flows_vi.transforms import (
     AffineCoupling,
     BlockAutoregressive,
     Compose,
+    Continuous,
+    ConvexPotential,
     Flow,
     Householder,
     LULinear,
@@ -55,6 +58,9 @@ LAYERS: dict[str, Case] = {
     "bnaf-plain": lambda d, c: BlockAutoregressive(d, c, hidden_factors=(4,), residual=None),
     "residual": lambda d, c: Residual(d, c),
     "residual-inf": lambda d, c: Residual(d, c, norm="inf"),
+    "continuous-adaptive": lambda d, c: Continuous(d, c, (6,), solver="dopri8", tolerance=1e-9, time=0.03),
+    "continuous-rk4": lambda d, c: Continuous(d, c, (6,), solver="rk4", num_steps=10, time=0.01),
+    "convex-potential": lambda d, c: ConvexPotential(d, c, (6, 5)),
     "householder": lambda d, c: Householder(d, c),
     "householder-3": lambda d, c: Householder(d, c, num_reflections=3),
     "lu": lambda d, c: LULinear(d, c),
@@ -64,9 +70,15 @@ LAYERS: dict[str, Case] = {
     "inverse-of-sylvester": lambda d, c: Sylvester(d, c).inv,
 }
 
+#: a solver's tolerance at which a chain meets that of the tests, and a path that it can solve quickly
+OPTIONS: dict[str, dict[str, Any]] = {"ffjord": {"hidden_dims": (6,), "tolerance": 1e-9, "time": 0.02}}
+
+#: one solution costs as much as a hundred passes: these are checked at one batch shape, which has all that there is
+SLOW = {"continuous-adaptive", "continuous-rk4", "recipe-ffjord"}
+
 #: name -> chain of two steps from the registry
 RECIPES: dict[str, Case] = {
-    name: lambda d, c, name=name: flows.build(name, d, c, num_transforms=2)  # type: ignore[misc]
+    name: lambda d, c, name=name: flows.build(name, d, c, num_transforms=2, **OPTIONS.get(name, {}))  # type: ignore[misc]
     for name in flows.names()
 }
 

@@ -19,6 +19,7 @@ NAMED: dict[tuple[str, str], st.SearchStrategy[Any]] = {
     ("bnaf", "activation"): st.sampled_from(MIXTURES),
     ("bnaf", "residual"): st.sampled_from(["normal", "gated"]),  # without one it does not start near the identity
     ("householder", "num_reflections"): st.sampled_from([2, 4]),  # an odd number of them mirrors space
+    ("ffjord", "max_steps"): st.integers(100, 200),
     ("residual", "norm"): st.sampled_from(["spectral", "inf", "one"]),
     ("residual", "log_det"): st.sampled_from(["auto", "exact", "series", "roulette"]),
     ("residual", "tail"): st.sampled_from(["geometric", "poisson"]),

@@ -7,7 +7,7 @@ import copy
 import pytest
 import strategies
 import torch
-from cases import CASES, LAYERS, RECIPES
+from cases import CASES, LAYERS, RECIPES, SLOW
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +23,8 @@ CHAINS = {"compose", *(f"recipe-{name}" for name in RECIPES)}
 @pytest.mark.parametrize("name", CASES)
 def test_check_flow(name: str, input_dim: int, context_dim: int | None) -> None:
     scales = (None, 0.2) if name in CHAINS else (None, 0.5, 2.0)
-    testing.check_flow(CASES[name](input_dim, context_dim), scales=scales)
+    batch_shapes = ((2, 3),) if name in SLOW else testing.BATCH_SHAPES
+    testing.check_flow(CASES[name](input_dim, context_dim), scales=scales, batch_shapes=batch_shapes)
 
 
 @settings(max_examples=120)

@@ -14,6 +14,8 @@ from pyro_flows_vi.transforms.block_autoregressive import (
     conditional_block_autoregressive,
 )
 from pyro_flows_vi.transforms.compose import Compose
+from pyro_flows_vi.transforms.continuous import Continuous
+from pyro_flows_vi.transforms.convex_potential import ConvexPotential
 from pyro_flows_vi.transforms.coupling import AffineCoupling, affine_coupling, conditional_affine_coupling
 from pyro_flows_vi.transforms.elementwise_flow import Elementwise
 from pyro_flows_vi.transforms.householder import Householder, conditional_householder, householder
@@ -41,6 +43,8 @@ __all__ = [
     "BlockAutoregressive",
     "Compose",
     "Conditioned",
+    "Continuous",
+    "ConvexPotential",
     "Coupling",
     "Elementwise",
     "Flow",
