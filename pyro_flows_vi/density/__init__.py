@@ -1,6 +1,6 @@
 """Density estimation: flows fitted to data by maximum likelihood, images by their dequantised pixels."""
 
-from pyro_flows_vi.density.dequantise import (
+from pyro_flows_vi.density.dequantisation import (
     Dequantisation,
     UniformDequantisation,
     VariationalDequantisation,

@@ -43,6 +43,7 @@ class FlowDensity(Scored):
         **options: options of the flow, where it is named, such as ``hidden_dims``.
 
     Example:
+        >>> import torch
         >>> x = torch.randn(200, 1) @ torch.ones(1, 2) + 0.1 * torch.randn(200, 2)
         >>> density = FlowDensity("maf", num_transforms=2)
         >>> result = density.fit(x, max_epochs=2, seed=0, progress=False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_flows_vi import flows
-from pyro_flows_vi.density.dequantise import (
+from pyro_flows_vi.density.dequantisation import (
     Dequantisation,
     UniformDequantisation,
     VariationalDequantisation,
@@ -42,9 +42,9 @@ class ImageDensity(FlowDensity):
         shape: ``(H, W)`` or ``(C, H, W)`` of an image; that of the flow by default.
         levels: L, 256 for bytes.
         logit_level: :math:`\lambda` of the logit.
-        dequantisation: ``"uniform"``, ``"variational"``, or a :class:`~.dequantise.Dequantisation` of your own.
+        dequantisation: ``"uniform"``, ``"variational"``, or a :class:`~.dequantisation.Dequantisation` of your own.
         noise: what makes the flow of ``"variational"`` noise: arguments of
-            :class:`~.dequantise.VariationalDequantisation`, ``{"flow": "realnvp"}`` by default.
+            :class:`~.dequantisation.VariationalDequantisation`, ``{"flow": "realnvp"}`` by default.
         context_dim: C, for class-conditional densities.
         num_transforms: steps of the flow, where it is named.
         turn: as of :class:`FlowDensity`.

@@ -17,7 +17,7 @@ SCHEDULES = ("constant", "cosine")
 
 @dataclasses.dataclass(frozen=True)
 class FitSettings:
-    """How a density is trained; see :meth:`pyro_flows_vi.density.FlowDensity.fit`."""
+    """How a density is trained; see :meth:`~pyro_flows_vi.density.flow_density.FlowDensity.fit`."""
 
     batch_size: int = 256
     max_epochs: int = 500
