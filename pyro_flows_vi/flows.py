@@ -35,6 +35,7 @@ from pyro_flows_vi.transforms.permute import reverse
 from pyro_flows_vi.transforms.planar import Planar
 from pyro_flows_vi.transforms.radial import Radial
 from pyro_flows_vi.transforms.residual import Residual
+from pyro_flows_vi.transforms.spline import SplineAutoregressive, SplineCoupling
 from pyro_flows_vi.transforms.sylvester import Sylvester
 
 __all__ = ["Recipe", "build", "describe", "names", "options"]
@@ -48,6 +49,7 @@ class Recipe:
         layer: makes one step, ``layer(input_dim, context_dim=..., **options)``.
         reversals: whether every second step sees the coordinates in reverse order.
         turned: whether each step is used in its inverse direction, so that scoring data is cheap.
+        linear: whether an LU linear layer comes before each step, and after the last.
         stacked: whether one layer makes all steps, by its argument ``num_transforms``.
         vary: options of step k that the recipe sets, unless the user does.
         source: paper and arXiv id.
@@ -58,6 +60,7 @@ class Recipe:
     reversals: bool = False
     turned: bool = False
     stacked: bool = False
+    linear: bool = False
     vary: Callable[[int], dict[str, Any]] = lambda k: {}
 
 
@@ -76,6 +79,11 @@ _RECIPES: dict[str, Recipe] = {
         NeuralAutoregressive, "Huang et al. 2018, arXiv:1804.00779", reversals=True, vary=lambda k: {"depth": 2}
     ),
     "bnaf": Recipe(BlockAutoregressive, "De Cao et al. 2019, arXiv:1904.04676", reversals=True),
+    "nsf": Recipe(SplineCoupling, "Durkan et al. 2019, arXiv:1906.04032", linear=True, vary=lambda k: {"step": k}),
+    "nsf-ar": Recipe(
+        SplineAutoregressive, "Durkan et al. 2019, arXiv:1906.04032", reversals=True, turned=True, linear=True
+    ),
+    "nsf-iaf": Recipe(SplineAutoregressive, "Durkan et al. 2019, arXiv:1906.04032", reversals=True, linear=True),
     "residual": Recipe(Residual, "Chen et al. 2019, arXiv:1906.02735"),
     "ffjord": Recipe(Continuous, "Grathwohl et al. 2019, arXiv:1810.01367"),
     "convex-potential": Recipe(ConvexPotential, "Huang et al. 2021, arXiv:2012.05942"),
@@ -145,11 +153,15 @@ def build(
         return Compose([recipe.layer(input_dim, context_dim=context_dim, num_transforms=num_transforms, **settings)])
     flows: list[Flow] = []
     for k in range(num_transforms):
+        if recipe.linear:
+            flows.append(LULinear(input_dim))
         step = recipe.layer(input_dim, context_dim=context_dim, **(recipe.vary(k) | settings))
         flows.append(step.inv if recipe.turned else step)
         # Reversals come in pairs, so that the chain starts at the identity.
         if recipe.reversals and input_dim > 1 and num_transforms > 1 and (k + 1 < num_transforms or k % 2 == 1):
             flows.append(reverse(input_dim))
+    if recipe.linear:
+        flows.append(LULinear(input_dim))
     return Compose(flows)
 
 

@@ -11,10 +11,13 @@ from pyro_flows_vi.transforms import (
     Affine,
     AffineAutoregressive,
     AffineCoupling,
+    Autoregressive,
     BlockAutoregressive,
     Compose,
     Continuous,
     ConvexPotential,
+    Coupling,
+    Elementwise,
     Flow,
     Householder,
     LULinear,
@@ -26,6 +29,7 @@ from pyro_flows_vi.transforms import (
     permute,
     reverse,
 )
+from pyro_flows_vi.transforms.elementwise import CubicSpline, LinearSpline, QuadraticSpline, RationalQuadraticSpline
 
 Case = Callable[[int, "int | None"], Flow]
 
@@ -65,6 +69,18 @@ LAYERS: dict[str, Case] = {
     "householder-3": lambda d, c: Householder(d, c, num_reflections=3),
     "lu": lambda d, c: LULinear(d, c),
     "actnorm": lambda d, c: ActNorm(d, c),
+    "spline-linear": lambda d, c: Elementwise(d, c, map=LinearSpline(5)),
+    "spline-quadratic": lambda d, c: Elementwise(d, c, map=QuadraticSpline(5, bound=2.0)),
+    "spline-cubic": lambda d, c: Elementwise(d, c, map=CubicSpline(5)),
+    "spline-rational": lambda d, c: Elementwise(d, c, (4,), map=RationalQuadraticSpline(5)),
+    "coupling-spline-linear": lambda d, c: Coupling(d, c, (6,), map=LinearSpline(4)),
+    "coupling-spline-quadratic": lambda d, c: Coupling(d, c, (6,), map=QuadraticSpline(4), step=1),
+    "coupling-spline-cubic": lambda d, c: Coupling(d, c, (6,), map=CubicSpline(4, bound=1.0), step=2),
+    "coupling-spline-rational": lambda d, c: Coupling(d, c, (6,), map=RationalQuadraticSpline(4)),
+    "autoregressive-spline-linear": lambda d, c: Autoregressive(d, c, (6,), map=LinearSpline(4)),
+    "autoregressive-spline-quadratic": lambda d, c: Autoregressive(d, c, (6,), map=QuadraticSpline(2)),
+    "autoregressive-spline-cubic": lambda d, c: Autoregressive(d, c, (6,), map=CubicSpline(3)),
+    "autoregressive-spline-rational": lambda d, c: Autoregressive(d, c, (6,), map=RationalQuadraticSpline(4)),
     "permute": lambda d, c: permute(d),
     "compose": lambda d, c: Compose([Planar(d, c), reverse(d), Sylvester(d, c), Radial(d, c).inv]),
     "inverse-of-sylvester": lambda d, c: Sylvester(d, c).inv,
@@ -72,6 +88,8 @@ LAYERS: dict[str, Case] = {
 
 #: a solver's tolerance at which a chain meets that of the tests, and a path that it can solve quickly
 OPTIONS: dict[str, dict[str, Any]] = {"ffjord": {"hidden_dims": (6,), "tolerance": 1e-9, "time": 0.02}}
+#: outside its box a spline is a line, and its network gets no gradient: a box that holds the points of every step
+OPTIONS |= {name: {"bound": 6.0, "hidden_dims": (12,)} for name in ("nsf", "nsf-ar", "nsf-iaf")}
 
 #: one solution costs as much as a hundred passes: these are checked at one batch shape, which has all that there is
 SLOW = {"continuous-adaptive", "continuous-rk4", "recipe-ffjord"}

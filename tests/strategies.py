@@ -20,6 +20,8 @@ NAMED: dict[tuple[str, str], st.SearchStrategy[Any]] = {
     ("bnaf", "residual"): st.sampled_from(["normal", "gated"]),  # without one it does not start near the identity
     ("householder", "num_reflections"): st.sampled_from([2, 4]),  # an odd number of them mirrors space
     ("ffjord", "max_steps"): st.integers(100, 200),
+    **{(name, "bins"): st.integers(2, 12) for name in ("nsf", "nsf-ar", "nsf-iaf")},
+    **{(name, "bound"): st.floats(0.5, 5.0) for name in ("nsf", "nsf-ar", "nsf-iaf")},
     ("residual", "norm"): st.sampled_from(["spectral", "inf", "one"]),
     ("residual", "log_det"): st.sampled_from(["auto", "exact", "series", "roulette"]),
     ("residual", "tail"): st.sampled_from(["geometric", "poisson"]),
