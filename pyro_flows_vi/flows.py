@@ -29,6 +29,11 @@ from pyro_flows_vi.transforms.continuous import Continuous
 from pyro_flows_vi.transforms.convex_potential import ConvexPotential
 from pyro_flows_vi.transforms.coupling import AffineCoupling
 from pyro_flows_vi.transforms.householder import Householder
+from pyro_flows_vi.transforms.image.flowpp import FlowPlusPlus
+from pyro_flows_vi.transforms.image.glow import Glow
+from pyro_flows_vi.transforms.image.realnvp import ImageRealNVP
+from pyro_flows_vi.transforms.image.residual import ImageResidual
+from pyro_flows_vi.transforms.image.tarflow import PatchAutoregressive
 from pyro_flows_vi.transforms.lu_linear import LULinear
 from pyro_flows_vi.transforms.neural_autoregressive import NeuralAutoregressive
 from pyro_flows_vi.transforms.permute import reverse
@@ -90,7 +95,12 @@ _RECIPES: dict[str, Recipe] = {
     "householder": Recipe(Householder, "Tomczak and Welling 2016, arXiv:1611.09630"),
     "lu": Recipe(LULinear, "Kingma and Dhariwal 2018, arXiv:1807.03039"),
     "actnorm": Recipe(ActNorm, "Kingma and Dhariwal 2018, arXiv:1807.03039"),
-}
+    "glow": Recipe(Glow, "Kingma and Dhariwal 2018, arXiv:1807.03039", stacked=True, turned=True),
+    "realnvp-image": Recipe(ImageRealNVP, "Dinh et al. 2016, arXiv:1605.08803", stacked=True, turned=True),
+    "flow++": Recipe(FlowPlusPlus, "Ho et al. 2019, arXiv:1902.00275", stacked=True),
+    "residual-image": Recipe(ImageResidual, "Chen et al. 2019, arXiv:1906.02735", stacked=True),
+    "tarflow": Recipe(
+        PatchAutoregressive, "Zhai et al. 2024, arXiv:2412.06329", turned=True, vary=lambda k: {"reverse": k % 2 == 1}
 
 
 def names() -> list[str]:
@@ -150,7 +160,8 @@ def build(
     _check_values(name, recipe.layer, settings)
     positive("num_transforms", num_transforms)
     if recipe.stacked:
-        return Compose([recipe.layer(input_dim, context_dim=context_dim, num_transforms=num_transforms, **settings)])
+        chain = recipe.layer(input_dim, context_dim=context_dim, num_transforms=num_transforms, **settings)
+        return Compose([chain.inv if recipe.turned else chain])
     flows: list[Flow] = []
     for k in range(num_transforms):
         if recipe.linear:

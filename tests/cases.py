@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pyro_flows_vi import flows
+from pyro_flows_vi.nets.conv import PointwiseConvNet, ResidualConvNet
 from pyro_flows_vi.transforms import (
     ActNorm,
     Affine,
@@ -30,6 +32,15 @@ from pyro_flows_vi.transforms import (
     reverse,
 )
 from pyro_flows_vi.transforms.elementwise import CubicSpline, LinearSpline, QuadraticSpline, RationalQuadraticSpline
+from pyro_flows_vi.transforms.elementwise.affine import AffineMap
+from pyro_flows_vi.transforms.image import (
+    Conv1x1,
+    ConvResidual,
+    ImageCoupling,
+    PatchAutoregressive,
+    channel_mask,
+    checkerboard_mask,
+)
 
 Case = Callable[[int, "int | None"], Flow]
 
@@ -81,6 +92,20 @@ LAYERS: dict[str, Case] = {
     "autoregressive-spline-quadratic": lambda d, c: Autoregressive(d, c, (6,), map=QuadraticSpline(2)),
     "autoregressive-spline-cubic": lambda d, c: Autoregressive(d, c, (6,), map=CubicSpline(3)),
     "autoregressive-spline-rational": lambda d, c: Autoregressive(d, c, (6,), map=RationalQuadraticSpline(4)),
+    # images of one pixel, and of one row
+    "conv1x1-plain": lambda d, c: Conv1x1((d, 1, 1), c, form="plain"),
+    "conv1x1-row": lambda d, c: Conv1x1((1, 1, d), c),
+    "image-coupling": lambda d, c: ImageCoupling(
+        channel_mask((d, 1, 1), 1), AffineMap(), partial(PointwiseConvNet, hidden_channels=8), c
+    ),
+    "image-coupling-row": lambda d, c: ImageCoupling(
+        checkerboard_mask((1, 1, d)) if d > 1 else channel_mask((1, 1, 1)),
+        AffineMap(),
+        partial(ResidualConvNet, hidden_channels=6, blocks=1),
+        c,
+    ),
+    "conv-residual-row": lambda d, c: ConvResidual((1, 1, d), c, (6, 6)),
+    "patch-autoregressive": lambda d, c: PatchAutoregressive(d, c, heads=2, head_dim=4, depth=1),
     "permute": lambda d, c: permute(d),
     "compose": lambda d, c: Compose([Planar(d, c), reverse(d), Sylvester(d, c), Radial(d, c).inv]),
     "inverse-of-sylvester": lambda d, c: Sylvester(d, c).inv,
@@ -92,7 +117,7 @@ OPTIONS: dict[str, dict[str, Any]] = {"ffjord": {"hidden_dims": (6,), "tolerance
 OPTIONS |= {name: {"bound": 6.0, "hidden_dims": (12,)} for name in ("nsf", "nsf-ar", "nsf-iaf")}
 
 #: one solution costs as much as a hundred passes: these are checked at one batch shape, which has all that there is
-SLOW = {"continuous-adaptive", "continuous-rk4", "recipe-ffjord"}
+SLOW = {"continuous-adaptive", "continuous-rk4", "recipe-ffjord", "recipe-flow++", "recipe-residual-image"}
 
 #: name -> chain of two steps from the registry
 RECIPES: dict[str, Case] = {

@@ -22,6 +22,11 @@ NAMED: dict[tuple[str, str], st.SearchStrategy[Any]] = {
     ("ffjord", "max_steps"): st.integers(100, 200),
     **{(name, "bins"): st.integers(2, 12) for name in ("nsf", "nsf-ar", "nsf-iaf")},
     **{(name, "bound"): st.floats(0.5, 5.0) for name in ("nsf", "nsf-ar", "nsf-iaf")},
+    ("tarflow", "patch"): st.none(),
+    **{(name, "levels"): st.none() for name in ("glow", "realnvp-image", "residual-image")},
+    ("residual-image", "norm"): st.sampled_from(["spectral", "inf", "one"]),
+    ("residual-image", "log_det"): st.sampled_from(["auto", "exact", "series", "roulette"]),
+    ("residual-image", "lipschitz"): st.floats(0.1, 0.98),
     ("residual", "norm"): st.sampled_from(["spectral", "inf", "one"]),
     ("residual", "log_det"): st.sampled_from(["auto", "exact", "series", "roulette"]),
     ("residual", "tail"): st.sampled_from(["geometric", "poisson"]),
@@ -55,6 +60,8 @@ def options(draw: st.DrawFn, name: str, input_dim: int) -> dict[str, Any]:
         values = NAMED[name, option] if (name, option) in NAMED else of_type(hints[option])
         if values is not None and draw(st.booleans()):
             drawn[option] = draw(values)
+    if drawn.get("shape"):
+        drawn["shape"] = draw(st.permutations([input_dim, 1, 1]).map(tuple))
     if drawn.get("rank"):
         drawn["rank"] = min(drawn["rank"], input_dim)
     if drawn.get("depth", 1) > 1:
