@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, logsigmoid, softplus
 
 from pyro_flows_vi.numerics.log_space import log_matmul_exp, soft_bound
+from pyro_flows_vi.numerics.stable import leaky
 
 __all__ = ["ACTIVATIONS", "BlockLinear", "BlockMasked"]
 
 Pair = tuple[Tensor, Tensor]
 #: one coordinate's part of a layer: its rows, what they get from the coordinates before, weights, log weights
 Block = tuple[slice, Tensor, Tensor, Tensor]
-
-LEAK = 0.01
 
 
 def _tanh(u: Tensor) -> Pair:
@@ -35,14 +34,10 @@ def _elu(u: Tensor) -> Pair:
     return u.clamp(min=0.0) + torch.expm1(negative), negative
 
 
-def _leaky_relu(u: Tensor) -> Pair:
-    return torch.maximum(u, LEAK * u), math.log(LEAK) * (u < 0.0).to(u)
-
-
 #: increasing activations by name: u -> (a(u), log a'(u))
 ACTIVATIONS: dict[str, Callable[[Tensor], Pair]] = {
     "ELU": _elu,
-    "LeakyReLU": _leaky_relu,
+    "LeakyReLU": leaky,
     "sigmoid": _sigmoid,
     "tanh": _tanh,
 }

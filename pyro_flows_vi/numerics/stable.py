@@ -9,10 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-__all__ = ["log_softplus", "sech2", "slope_from", "softplus_one", "temper"]
+__all__ = ["LEAK", "leaky", "log_softplus", "sech2", "slope_from", "softplus_one", "temper"]
 
 #: softplus(x + SHIFT) is 1 at x = 0
 SHIFT = math.log(math.e - 1.0)
+
+#: slope of the leaky rectifier on the left, as in PyTorch and Pyro
+LEAK = 0.01
+
+
+def leaky(u: Tensor) -> tuple[Tensor, Tensor]:
+    """The leaky rectifier, and the logarithm of its slope."""
+    # Whether u < 0, as a number: a product is faster than a branch.
+    return torch.maximum(u, LEAK * u), math.log(LEAK) * (u < 0.0).to(u)
 
 
 def softplus_one(x: Tensor) -> Tensor:

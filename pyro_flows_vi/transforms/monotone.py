@@ -8,7 +8,6 @@ zero: nothing saturates where a float does.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,14 +15,11 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_flows_vi.numerics.log_space import log_matmul_exp
+from pyro_flows_vi.numerics.stable import LEAK, leaky
 
 __all__ = ["MIXTURES", "dense_sigmoidal", "elu_mixture", "leaky_relu_mixture", "sigmoid_mixture", "tanh_mixture"]
 
 Pair = tuple[Tensor, Tensor]
-
-#: slope of the leaky rectifier on the left, as in PyTorch and Pyro
-LEAK = 0.01
-LOG_LEAK = math.log(LEAK)
 
 
 def sigmoid_mixture(x: Tensor, slope: Tensor, shift: Tensor, weight: Tensor) -> Pair:
@@ -161,10 +157,9 @@ def leaky_relu_mixture(x: Tensor, slope: Tensor, shift: Tensor, weight: Tensor) 
     """
     u = torch.addcmul(shift, slope.exp(), x.unsqueeze(-2))
     log_weight = torch.log_softmax(weight, -2)
-    s = (log_weight.exp() * torch.maximum(u, LEAK * u)).sum(-2)
-    # Whether u < 0, as a number: a product is faster than a branch.
-    log_rate = torch.logsumexp(log_weight + slope + LOG_LEAK * (u < 0.0).to(u), -2)
-    return torch.minimum(s, s / LEAK), log_rate - LOG_LEAK * (s < 0.0).to(s)
+    rectified, log_rate = leaky(u)
+    s = (log_weight.exp() * rectified).sum(-2)
+    return torch.minimum(s, s / LEAK), torch.logsumexp(log_weight + slope + log_rate, -2) - leaky(s)[1]
 
 
 #: the mixtures by the name of their activation

@@ -69,6 +69,7 @@ class Sylvester(Flow):
         rank = (-(-input_dim // 2) if form == "orthogonal" else input_dim) if rank is None else positive("rank", rank)
         if rank > input_dim:
             raise ValueError(f"expected rank to be at most input_dim={input_dim}, got {rank}")
+        count = min(input_dim, 8) if num_reflections is None else positive("num_reflections", num_reflections)
         self.form, self.rank, self.reverse = form, rank, reverse
         init = {
             "r": 0.01 * torch.randn(rank, rank),  # the upper half is R's, the lower half R-tilde's
@@ -78,7 +79,6 @@ class Sylvester(Flow):
         if form == "orthogonal":
             init["q"] = torch.randn(input_dim, rank)
         elif form == "householder":
-            count = min(input_dim, 8) if num_reflections is None else positive("num_reflections", num_reflections)
             init["v"] = torch.randn(count, input_dim)
         self.params = ParameterNet(init, context_dim, hidden_dims)
 
