@@ -87,7 +87,8 @@ def reworded(y: Tensor) -> None:
     loose = slope.exp() + 1.0
     loose[loose > 2.0] = 2.0
     pyro.factor("writes", -0.1 * (filled * state).square().sum() - total.square() - loose.sum())
-    pyro.sample("grade", dist.OrderedLogistic(slope[:1] * filled, torch.tensor([-1.0, 1.0])), obs=torch.tensor([0, 1, 2, 1]))
+    grade, cuts = torch.tensor([0, 1, 2, 1]), torch.tensor([-1.0, 1.0])
+    pyro.sample("grade", dist.OrderedLogistic(slope[:1] * filled, cuts), obs=grade)
     counts = torch.tensor([3.0, 0.0, 4.0])
     pyro.sample("counts", dist.Multinomial(int(counts.sum()), simplex), obs=counts)
 
