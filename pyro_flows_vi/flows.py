@@ -35,15 +35,18 @@ from pyro_flows_vi.transforms.image.realnvp import ImageRealNVP
 from pyro_flows_vi.transforms.image.residual import ImageResidual
 from pyro_flows_vi.transforms.image.tarflow import PatchAutoregressive
 from pyro_flows_vi.transforms.lu_linear import LULinear
+from pyro_flows_vi.transforms.mixture import MixtureAutoregressive, MixtureCoupling
+from pyro_flows_vi.transforms.monotonic_network import MonotonicAutoregressive
 from pyro_flows_vi.transforms.neural_autoregressive import NeuralAutoregressive
 from pyro_flows_vi.transforms.permute import reverse
 from pyro_flows_vi.transforms.planar import Planar
 from pyro_flows_vi.transforms.radial import Radial
 from pyro_flows_vi.transforms.residual import Residual
 from pyro_flows_vi.transforms.spline import SplineAutoregressive, SplineCoupling
+from pyro_flows_vi.transforms.sum_of_squares import SumOfSquaresAutoregressive
 from pyro_flows_vi.transforms.sylvester import Sylvester
 
-__all__ = ["Recipe", "build", "describe", "names", "options"]
+__all__ = ["MAFMoG", "Recipe", "build", "describe", "names", "options"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,32 @@ class Recipe:
     vary: Callable[[int], dict[str, Any]] = lambda k: {}
 
 
+class MAFMoG(Compose):
+    """MAF on a base whose conditionals are mixtures of Gaussians, in the order that is the reverse of its first step's.
+
+    Source: Masked autoregressive flow for density estimation (Papamakarios et al., 2017), arXiv:1705.07057.
+
+    Args:
+        input_dim: D.
+        context_dim: C, or ``None``.
+        hidden_dims: widths of the hidden layers of every step, and of the base; the defaults of either otherwise.
+        components: of each mixture.
+        num_transforms: steps of MAF, besides the base.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        context_dim: int | None = None,
+        hidden_dims: Sequence[int] | None = None,
+        components: int = 10,
+        num_transforms: int = 4,
+    ) -> None:
+        mixture = MixtureAutoregressive(input_dim, context_dim, hidden_dims, components).inv
+        base = [reverse(input_dim), mixture, reverse(input_dim)] if input_dim > 1 else [mixture]
+        super().__init__([*base, *build("maf", input_dim, context_dim, num_transforms, hidden_dims=hidden_dims)])
+
+
 _RECIPES: dict[str, Recipe] = {
     "planar": Recipe(Planar, "Rezende and Mohamed 2015, arXiv:1505.05770", stacked=True),
     "radial": Recipe(Radial, "Rezende and Mohamed 2015, arXiv:1505.05770"),
@@ -89,6 +118,11 @@ _RECIPES: dict[str, Recipe] = {
         SplineAutoregressive, "Durkan et al. 2019, arXiv:1906.04032", reversals=True, turned=True, linear=True
     ),
     "nsf-iaf": Recipe(SplineAutoregressive, "Durkan et al. 2019, arXiv:1906.04032", reversals=True, linear=True),
+    "maf-mog": Recipe(MAFMoG, "Papamakarios et al. 2017, arXiv:1705.07057", stacked=True),
+    "mixture-cdf": Recipe(MixtureAutoregressive, "Papamakarios et al. 2017, arXiv:1705.07057", reversals=True),
+    "mixture-coupling": Recipe(MixtureCoupling, "Ho et al. 2019, arXiv:1902.00275", vary=lambda k: {"step": k}),
+    "sos": Recipe(SumOfSquaresAutoregressive, "Jaini et al. 2019, arXiv:1905.02325", reversals=True),
+    "umnn": Recipe(MonotonicAutoregressive, "Wehenkel and Louppe 2019, arXiv:1908.05164", reversals=True),
     "residual": Recipe(Residual, "Chen et al. 2019, arXiv:1906.02735"),
     "ffjord": Recipe(Continuous, "Grathwohl et al. 2019, arXiv:1810.01367"),
     "convex-potential": Recipe(ConvexPotential, "Huang et al. 2021, arXiv:2012.05942"),
@@ -101,6 +135,8 @@ _RECIPES: dict[str, Recipe] = {
     "residual-image": Recipe(ImageResidual, "Chen et al. 2019, arXiv:1906.02735", stacked=True),
     "tarflow": Recipe(
         PatchAutoregressive, "Zhai et al. 2024, arXiv:2412.06329", turned=True, vary=lambda k: {"reverse": k % 2 == 1}
+    ),
+}
 
 
 def names() -> list[str]:

@@ -23,15 +23,27 @@ from pyro_flows_vi.transforms import (
     Flow,
     Householder,
     LULinear,
+    MixtureAutoregressive,
+    MixtureCoupling,
+    MonotonicAutoregressive,
     NeuralAutoregressive,
     Planar,
     Radial,
     Residual,
+    SumOfSquaresAutoregressive,
     Sylvester,
     permute,
     reverse,
 )
-from pyro_flows_vi.transforms.elementwise import CubicSpline, LinearSpline, QuadraticSpline, RationalQuadraticSpline
+from pyro_flows_vi.transforms.elementwise import (
+    CubicSpline,
+    LinearSpline,
+    MixtureCDF,
+    MonotonicNetwork,
+    QuadraticSpline,
+    RationalQuadraticSpline,
+    SumOfSquares,
+)
 from pyro_flows_vi.transforms.elementwise.affine import AffineMap
 from pyro_flows_vi.transforms.image import (
     Conv1x1,
@@ -92,6 +104,16 @@ LAYERS: dict[str, Case] = {
     "autoregressive-spline-quadratic": lambda d, c: Autoregressive(d, c, (6,), map=QuadraticSpline(2)),
     "autoregressive-spline-cubic": lambda d, c: Autoregressive(d, c, (6,), map=CubicSpline(3)),
     "autoregressive-spline-rational": lambda d, c: Autoregressive(d, c, (6,), map=RationalQuadraticSpline(4)),
+    "mixture-cdf-logistic": lambda d, c: Elementwise(d, c, map=MixtureCDF(4)),
+    "mixture-cdf-gaussian": lambda d, c: Elementwise(d, c, map=MixtureCDF(4, "gaussian")),
+    "mixture-cdf-logistic-normal": lambda d, c: Elementwise(d, c, map=MixtureCDF(3, "logistic", "normal")),
+    "mixture-cdf-gaussian-logit": lambda d, c: Elementwise(d, c, map=MixtureCDF(3, "gaussian", "logit")),
+    "mixture-autoregressive": lambda d, c: MixtureAutoregressive(d, c, (6,), components=4),
+    "mixture-coupling": lambda d, c: MixtureCoupling(d, c, (6,), components=4),
+    "sos": lambda d, c: SumOfSquaresAutoregressive(d, c, (6,), degree=3),
+    "sos-elementwise": lambda d, c: Elementwise(d, c, map=SumOfSquares(2, 1)),
+    "umnn": lambda d, c: MonotonicAutoregressive(d, c, (6,), (5, 5), embedding_dim=3),
+    "umnn-clenshaw-curtis": lambda d, c: Coupling(d, c, (6,), map=MonotonicNetwork((5,), 2, rule="clenshaw-curtis")),
     # images of one pixel, and of one row
     "conv1x1-plain": lambda d, c: Conv1x1((d, 1, 1), c, form="plain"),
     "conv1x1-row": lambda d, c: Conv1x1((1, 1, d), c),
@@ -115,6 +137,8 @@ LAYERS: dict[str, Case] = {
 OPTIONS: dict[str, dict[str, Any]] = {"ffjord": {"hidden_dims": (6,), "tolerance": 1e-9, "time": 0.02}}
 #: outside its box a spline is a line, and its network gets no gradient: a box that holds the points of every step
 OPTIONS |= {name: {"bound": 6.0, "hidden_dims": (12,)} for name in ("nsf", "nsf-ar", "nsf-iaf")}
+#: three steps in a row of wide networks with random weights leave the range of float32
+OPTIONS["maf-mog"] = {"hidden_dims": (6,), "components": 4}
 
 #: one solution costs as much as a hundred passes: these are checked at one batch shape, which has all that there is
 SLOW = {"continuous-adaptive", "continuous-rk4", "recipe-ffjord", "recipe-flow++", "recipe-residual-image"}

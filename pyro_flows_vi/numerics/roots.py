@@ -22,6 +22,7 @@ __all__ = ["solve_monotone", "solve_tanh"]
 TANH_STEPS = 15
 FREE_STEPS = 4
 SEARCH_STEPS = 300
+BLIND_STEPS = 80
 
 
 def solve_tanh(target: Tensor, gain: Tensor) -> Tensor:
@@ -92,6 +93,9 @@ def solve_monotone(
     residual proves nothing, are searched like any other. Every element has a function of its own, and all are
     evaluated together; near the identity that takes about ten evaluations.
 
+    Under ``torch.func.vmap``, where values cannot decide, the search takes a fixed number of steps and gives NaN where
+    it has not ended; its first derivatives are right, its second are not.
+
     Args:
         function: x -> (f(x), log f'(x)), both of the shape of the target; it may close over tensors that
             require gradients.
@@ -112,6 +116,8 @@ def solve_monotone(
         # The floor keeps 0 * inf out of the gradient.
         inverse_slope = torch.exp(-log_slope.clamp(min=-0.4 * math.log(torch.finfo(x.dtype).max)))
     residual = target - function(x)[0]
+    if _under_vmap():
+        return x + (residual - residual.detach()) * inverse_slope
     # A Newton step that carries the gradient only: its value is rounding error, which a flat f would blow up.
     root: Tensor = ImplicitGradient.apply(x + (residual - residual.detach()), inverse_slope.mul)
     return root
@@ -119,7 +125,8 @@ def solve_monotone(
 
 def _search(function: Callable[[Tensor], tuple[Tensor, Tensor]], target: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """The root, and the log slope there."""
-    if not bool(target.isfinite().all()):
+    blind = _under_vmap()
+    if not blind and not bool(target.isfinite().all()):
         bad = int((~target.isfinite()).sum())
         raise ValueError(f"cannot invert: {bad} target values are NaN or infinite")
     info = torch.finfo(x.dtype)
@@ -127,11 +134,12 @@ def _search(function: Callable[[Tensor], tuple[Tensor, Tensor]], target: Tensor,
     low, high = torch.full_like(x, -limit), torch.full_like(x, limit)
     best, least, slope_at_best = x, torch.full_like(x, math.inf), torch.zeros_like(x)
     last, nudge = torch.full_like(x, math.inf), torch.ones_like(x)
-    for count in range(SEARCH_STEPS):
+    done = torch.zeros_like(x, dtype=torch.bool)
+    for count in range(BLIND_STEPS if blind else SEARCH_STEPS):
         value, log_slope = function(x)
         residual = value - target
         size = residual.abs()
-        if count == 0 and not bool(size.isfinite().all()):
+        if not blind and count == 0 and not bool(size.isfinite().all()):
             raise ValueError("cannot invert: the map gives NaN or infinite values; check its parameters")
         better = size < least
         best, least = torch.where(better, x, best), torch.where(better, size, least)
@@ -140,7 +148,7 @@ def _search(function: Callable[[Tensor], tuple[Tensor, Tensor]], target: Tensor,
         width, newton = high - low, size * torch.exp(-log_slope)
         ulp = 2.0 * info.eps * x.abs().clamp(min=1e-3)
         done = (width <= 2.0 * ulp) | ((width <= 128.0 * ulp) & (newton <= ulp))
-        if bool(done.all()):
+        if not blind and bool(done.all()):
             if bool((low.abs().maximum(high.abs()) > 0.5 * limit).any()):
                 break
             return best, slope_at_best
@@ -157,7 +165,13 @@ def _search(function: Callable[[Tensor], tuple[Tensor, Tensor]], target: Tensor,
         middle = torch.where(wide, torch.sinh(0.5 * (low.asinh() + high.asinh())), low + 0.5 * width)
         last = torch.where(good, newton, width)
         x = torch.where(done, x, torch.where(good, proposal, middle))
+    if blind:
+        return torch.where(done & (low.abs().maximum(high.abs()) <= 0.5 * limit), best, math.nan), slope_at_best
     raise RuntimeError(
         f"root search: no convergence after {SEARCH_STEPS} steps, residual up to {float(least.max()):.3g}; "
         f"the function is not increasing and onto the reals, or its root is beyond {limit:.0e}"
     )
+
+
+def _under_vmap() -> bool:
+    return torch._C._functorch.maybe_current_level() is not None

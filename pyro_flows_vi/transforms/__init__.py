@@ -22,6 +22,8 @@ from pyro_flows_vi.transforms.householder import Householder, conditional_househ
 from pyro_flows_vi.transforms.lu_linear import LULinear
 from pyro_flows_vi.transforms.map_autoregressive import Autoregressive
 from pyro_flows_vi.transforms.map_coupling import Coupling
+from pyro_flows_vi.transforms.mixture import MixtureAutoregressive, MixtureCoupling
+from pyro_flows_vi.transforms.monotonic_network import MonotonicAutoregressive
 from pyro_flows_vi.transforms.neural_autoregressive import (
     NeuralAutoregressive,
     conditional_neural_autoregressive,
@@ -32,6 +34,7 @@ from pyro_flows_vi.transforms.planar import Planar, conditional_planar, planar
 from pyro_flows_vi.transforms.radial import Radial, conditional_radial, radial
 from pyro_flows_vi.transforms.residual import Residual, conditional_residual, residual
 from pyro_flows_vi.transforms.spline import SplineAutoregressive, SplineCoupling
+from pyro_flows_vi.transforms.sum_of_squares import SumOfSquaresAutoregressive
 from pyro_flows_vi.transforms.sylvester import Sylvester, conditional_sylvester, sylvester
 
 __all__ = [
@@ -51,6 +54,9 @@ __all__ = [
     "Householder",
     "Inverse",
     "LULinear",
+    "MixtureAutoregressive",
+    "MixtureCoupling",
+    "MonotonicAutoregressive",
     "NeuralAutoregressive",
     "Permute",
     "Planar",
@@ -58,6 +64,7 @@ __all__ = [
     "Residual",
     "SplineAutoregressive",
     "SplineCoupling",
+    "SumOfSquaresAutoregressive",
     "Sylvester",
     "affine_autoregressive",
     "affine_coupling",
