@@ -35,7 +35,7 @@ SUMMARY_DRAWS = 20_000
 def ours(posterior: Any, seed: int, **options: Any) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
     """Our default guide: draws by site, log weights, and how the fit went."""
     from pyro_flows_vi.guides import AutoFlow
-    from pyro_flows_vi.infer import LogDensity, fit
+    from pyro_flows_vi.infer import LogDensity, diagnose, fit
 
     torch.manual_seed(seed)
     guide = AutoFlow(posterior.model)
@@ -47,7 +47,12 @@ def ours(posterior: Any, seed: int, **options: Any) -> tuple[dict[str, Tensor], 
         values = [log_density.constrain(part) for part in latent.split(1000)]
     draws = {site.name: torch.cat([v[site.name] for v in values]) for site in guide.layout}
     report = {"steps": result.steps, "converged": result.converged, "kept": result.kept, "reason": result.stop_reason}
-    return draws, log_weights, report | {"restart_elbos": result.restart_elbos, "skipped": result.skipped_steps}
+    report |= {"restart_elbos": result.restart_elbos, "skipped": result.skipped_steps}
+    return (
+        draws,
+        log_weights,
+        report | {"diagnose": lambda: diagnose(posterior.model, guide, *posterior.args, fit=result, seed=seed)},
+    )
 
 
 def measure(name: str, method: str, seed: int, **options: Any) -> dict[str, Any]:
@@ -63,6 +68,8 @@ def measure(name: str, method: str, seed: int, **options: Any) -> dict[str, Any]
 
         draws, log_weights, report = run_peer(posterior, method, seed, feasible)
     seconds = time.perf_counter() - began
+    if "diagnose" in report:
+        report["verdict"] = report.pop("diagnose")().verdict
     errors: dict[str, list[float]] = {}
     for site, columns in truth(name)["sites"].items():
         x = draws[site].double().reshape(len(draws[site]), -1).numpy()
@@ -112,8 +119,8 @@ def render(folder: Path) -> str:
         lines += [
             f"**{method}**: {len(names)} posteriors",
             "",
-            "| posterior | dim | mean error | log sd ratio | k-hat | ELBO gap | seconds | seeds |",
-            "| --- | --: | --: | --: | --: | --: | --: | --: |",
+            "| posterior | dim | mean error | log sd ratio | k-hat | ELBO gap | verdict | seconds | seeds |",
+            "| --- | --: | --: | --: | --: | --: | --- | --: | --: |",
         ]
         passed = dict.fromkeys(GOALS, 0)
         for name in names:
@@ -129,14 +136,16 @@ def render(folder: Path) -> str:
             seconds = max(r["seconds"] for r in seeds)
             lines.append(
                 f"| {name} | {seeds[0]['dim']} | {worst['mean']:.3f} | {worst['sd']:.3f} | {worst['khat']:.2f} | "
-                f"{gap:.3f} | {seconds:.0f} | {len(seeds)} |"
+                f"{gap:.3f} | {'; '.join(dict.fromkeys(r.get('verdict', '–') for r in seeds))} | {seconds:.0f} | "
+                f"{len(seeds)} |"
             )
         counts = ", ".join(f"{goal} within {bound}: {passed[goal]}" for goal, bound in GOALS.items())
         lines += ["", f"Of {len(names)}: {counts}.", ""]
     lines.append(
         "Mean error: the worst over all scalars, in posterior standard deviations of the reference run. Each cell is "
         "the worst of the seeds. k-hat: the median over five sets of 4000 draws. ELBO gap: between the importance-"
-        "weighted bound of 20,000 draws and the ELBO. Seconds: with tracing, on a machine that did other work too."
+        "weighted bound of 20,000 draws and the ELBO. Verdict: the words of `diagnose`. Seconds: with tracing, on a "
+        "machine that did other work too."
     )
     return "\n".join(lines) + "\n"
 

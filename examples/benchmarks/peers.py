@@ -51,7 +51,7 @@ def _run_pyro(posterior: Any, make_guide: Callable[..., Any], seed: int) -> Outc
     from pyro.infer import SVI, Trace_ELBO
     from pyro.optim import ClippedAdam
 
-    from pyro_flows_vi.infer.importance import draw_weighted
+    from pyro_flows_vi.infer import diagnose, draw_weighted
 
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
@@ -60,7 +60,12 @@ def _run_pyro(posterior: Any, make_guide: Callable[..., Any], seed: int) -> Outc
     svi = SVI(posterior.model, guide, optimizer, Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True))
     bad = sum(not np.isfinite(svi.step(*posterior.args)) for _ in range(STEPS))
     draws = draw_weighted(posterior.model, guide, *posterior.args, num_draws=NUM_DRAWS)
-    return draws.values, draws.log_weights, {"steps": STEPS, "skipped": bad}
+    report = {"steps": STEPS, "skipped": bad}
+    return (
+        draws.values,
+        draws.log_weights,
+        report | {"diagnose": lambda: diagnose(posterior.model, guide, *posterior.args, seed=seed)},
+    )
 
 
 def _run_numpyro(posterior: Any, name: str, seed: int) -> Outcome:
