@@ -93,6 +93,8 @@ def _cell(column: str, value: float | None, error: float | None) -> str:
     if value is None:
         return NONE
     digits = BITS_DIGITS if column.startswith(("bits", "kl")) else 2
+    if abs(value) >= 1e6:  # one point far from the others, at which a flow overflows almost
+        return f"{value:.2g}" if error is None else f"{value:.2g} ± {error:.2g}"
     return f"{value:.{digits}f}" if error is None else f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
