@@ -19,14 +19,14 @@ NAMED: dict[tuple[str, str], st.SearchStrategy[Any]] = {
     ("bnaf", "activation"): st.sampled_from(MIXTURES),
     ("bnaf", "residual"): st.sampled_from(["normal", "gated"]),  # without one it does not start near the identity
     ("householder", "num_reflections"): st.sampled_from([2, 4]),  # an odd number of them mirrors space
-    ("ffjord", "max_steps"): st.integers(100, 200),
-    **{(name, "bins"): st.integers(2, 12) for name in ("nsf", "nsf-ar", "nsf-iaf")},
-    **{(name, "bound"): st.floats(0.5, 5.0) for name in ("nsf", "nsf-ar", "nsf-iaf")},
     ("tarflow", "patch"): st.none(),
     **{(name, "levels"): st.none() for name in ("glow", "realnvp-image", "residual-image")},
     ("residual-image", "norm"): st.sampled_from(["spectral", "inf", "one"]),
     ("residual-image", "log_det"): st.sampled_from(["auto", "exact", "series", "roulette"]),
     ("residual-image", "lipschitz"): st.floats(0.1, 0.98),
+    **{(name, "bins"): st.integers(2, 12) for name in ("nsf", "nsf-ar", "nsf-iaf")},
+    **{(name, "bound"): st.floats(0.5, 5.0) for name in ("nsf", "nsf-ar", "nsf-iaf")},
+    ("ffjord", "max_steps"): st.integers(100, 200),
     ("residual", "norm"): st.sampled_from(["spectral", "inf", "one"]),
     ("residual", "log_det"): st.sampled_from(["auto", "exact", "series", "roulette"]),
     ("residual", "tail"): st.sampled_from(["geometric", "poisson"]),

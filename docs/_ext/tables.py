@@ -31,8 +31,6 @@ STEPS = 4
 FORMS: dict[str, tuple[dict[str, Any], ...]] = {
     "sylvester": ({"form": "orthogonal"}, {"form": "householder"}, {"form": "triangular"}),
     "iaf": ({}, {"gated": True}),
-    # at a tolerance below that of the checks, on a path that is solved while the pages are built
-    "ffjord": ({"hidden_dims": (6,), "tolerance": 1e-10, "time": 0.05},),
     # a network whose chain, at parameters of N(0, 2^2), has a Jacobian that float64 knows to the checks' tolerance
     "glow": ({"hidden_channels": 8},),
     # at a tolerance below that of the checks, on a path that is solved while the pages are built
