@@ -24,7 +24,8 @@ extensions = [
     "aliases",
     "tables",
 ]
-exclude_patterns = ["_build", "generated", "accuracy_table.md", "density_table.md", "performance_table.md", "vae_table.md"]
+TABLES = ("accuracy", "density", "performance", "vae")
+exclude_patterns = ["_build", "generated", *(f"{name}_table.md" for name in TABLES)]
 source_suffix = {".md": "markdown"}
 
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]

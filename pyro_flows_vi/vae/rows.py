@@ -45,7 +45,7 @@ ROWS: dict[str, Row] = {
         Row("sylvester-triangular", "sylvester", 4, {"form": "triangular"}),
         Row("iaf", "iaf", 4, {"hidden_dims": (320,), "gated": True}),
         Row("naf", "naf", 2, {"hidden_dims": (320,), "width": 16}),
-        Row("residual", "residual", 4),
+        Row("residual", "residual", 2),
     )
 }
 
