@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["ENERGIES", "TARGETS", "Target", "target"]
+__all__ = ["ENERGIES", "TARGETS", "Energy", "Target", "target"]
 
 Sampler = Callable[[int, torch.Generator], Tensor]
 Score = Callable[[Tensor], Tensor]

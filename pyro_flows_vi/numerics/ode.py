@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["METHODS", "Dynamics", "Solver", "solve_adaptive", "solve_rk4"]
+__all__ = ["METHODS", "Solver", "solve_adaptive", "solve_rk4"]
 
 #: f(t, s, *tensors): the time, a tensor without dimensions; the state ``(*batch, S)``; what the dynamics depend on
 Dynamics = Callable[..., Tensor]
