@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_flows_vi.infer import LogDensity
 from pyro_flows_vi.infer.gaussian import fit_gaussian
-from pyro_flows_vi.infer.start import gaussian_start, laplace_start
+from pyro_flows_vi.infer.start import gaussian_start, laplace_start, summits
 
 
 @pytest.fixture(autouse=True)
@@ -196,3 +196,19 @@ def test_gaussian_start_goes_on_from_the_starts_that_work_and_fails_only_if_none
     assert gaussian_start(LogDensity(model, 10.0), torch.zeros(1), 0.1 * torch.eye(1), restarts=2)
     with pytest.raises(ValueError, match="'wall' is not finite"):
         gaussian_start(LogDensity(model, -1e9), torch.zeros(1), 0.1 * torch.eye(1), restarts=2)
+
+
+def test_gaussian_start_finds_the_heavier_of_two_modes_wherever_the_guide_starts() -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 20.0).expand([2]).to_event(1))
+        light, heavy = (dist.Normal(at, 1.0).log_prob(x).sum() for at in (0.0, 20.0))
+        pyro.factor("modes", torch.logaddexp(light + math.log(0.01), heavy + math.log(0.99)))
+
+    log_density = LogDensity(model)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        best, *others = gaussian_start(log_density, torch.zeros(2), 0.1 * torch.eye(2), restarts=2)
+        torch.testing.assert_close(best.loc, torch.full((2,), 20.0), rtol=0.01, atol=0.1)
+        torch.testing.assert_close(others[0].loc, torch.zeros(2), rtol=0.0, atol=0.1)  # the guide's own
+    assert summits(log_density, torch.zeros(2), 0) == []
+    assert len(summits(log_density, torch.zeros(2), 40)) == 40

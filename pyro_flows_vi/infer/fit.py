@@ -83,7 +83,8 @@ def fit(
         tempering: takes the fraction of ``max_steps`` done to a power of the log density, see
             :func:`~pyro_flows_vi.infer.objectives.linear_tempering`.
         start: ``"gaussian"``; ``"laplace"`` for the mode and the Hessian there; ``"guide"`` to leave the guide be.
-        restarts: starts of the Gaussian stage.
+        restarts: starts of the Gaussian stage: the guide's own, and the highest summits that climbs from the prior and
+            from random points find.
         plateau: the stopping rule.
         max_skipped: steps in a row, whose loss or gradient is not finite, after which the fit gives up.
         checkpoint: a file for the state, written every ``checkpoint_every`` steps and at an interruption.

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from pyro.infer.autoguide import init_to_median, init_to_sample, init_to_uniform
 from torch import Tensor
 
+from pyro_flows_vi.infer._climb import Evaluate, climb
 from pyro_flows_vi.infer.importance import Draws
 from pyro_flows_vi.infer.log_density import LogDensity
 
 __all__ = ["Mode", "find_modes"]
 
-Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
-
 #: climbs from the prior, from Stan's box of width 4, from far around the guide, and from the guide's own draws
 FROM_PRIOR, FROM_BOX, FROM_FAR, FROM_GUIDE = 4, 2, 2, 2
 #: guide sds at which the far starts are
 FAR = 5.0
-#: steps of a climb, pairs that it remembers, modes that are examined, points about each
-EVALUATIONS, MEMORY, MOST_MODES, POINTS = 150, 15, 4, 1000
+#: steps of a climb, modes that are examined, points about each
+EVALUATIONS, MOST_MODES, POINTS = 150, 4, 1000
 #: steps of the differences from which a Hessian is made, in sds of the frame
 STEPS = (0.1, 0.01, 0.001)
 #: Newton decrement, in nats, above which a climb has not arrived
@@ -87,7 +84,8 @@ def find_modes(density: LogDensity, draws: Draws, log_weights: Tensor, log_evide
         return value, score @ frame
 
     starts = torch.stack(_starts(density, latent, centre, frame)) - centre
-    tops, places = _climb(whitened, torch.linalg.solve_triangular(frame, starts.T, upper=False).T)
+    places = torch.linalg.solve_triangular(frame, starts.T, upper=False).T
+    tops, places = climb(whitened, places, EVALUATIONS)
     modes: list[Mode] = []
     for place in places[tops.isfinite()][tops[tops.isfinite()].argsort(descending=True)]:
         summit = _newton(evaluate, centre + frame @ place, frame)
@@ -118,50 +116,6 @@ def _starts(density: LogDensity, latent: Tensor, centre: Tensor, frame: Tensor) 
         except (NotImplementedError, RuntimeError, ValueError):  # an improper prior, which has no draws
             continue
     return starts
-
-
-def _climb(evaluate: Evaluate, place: Tensor) -> tuple[Tensor, Tensor]:
-    """L-BFGS from all rows of ``place`` at once, each with its own step: the log densities and where they are."""
-    value, slope = evaluate(place)
-    value = value.nan_to_num(nan=-math.inf)
-    slope = torch.where(slope.isfinite().all(-1, keepdim=True), slope, 0.0)
-    memory: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=MEMORY)
-    scale = 1.0 / slope.norm(dim=-1, keepdim=True).clamp(min=1.0)
-    direction, step = scale * slope, torch.ones_like(scale)
-    for _ in range(EVALUATIONS):
-        trial = place + step * direction
-        new_value, new_slope = evaluate(trial)
-        gain = 1e-4 * (step * direction * slope).sum(-1)
-        finite = new_value.isfinite() & new_slope.isfinite().all(-1)
-        taken = (finite & (new_value > value + gain))[:, None]
-        move, bend = torch.where(taken, trial - place, 0.0), torch.where(taken, slope - new_slope, 0.0)
-        product = (move * bend).sum(-1, keepdim=True)
-        convex = product > 1e-12 * bend.square().sum(-1, keepdim=True)
-        convex = convex & (product > 0)
-        memory.append((move, bend, torch.where(convex, 1.0 / product.clamp(min=1e-300), 0.0)))
-        scale = torch.where(convex, product / bend.square().sum(-1, keepdim=True).clamp(min=1e-300), scale)
-        place, slope = torch.where(taken, trial, place), torch.where(taken, new_slope, slope)
-        value = torch.where(taken[:, 0], new_value, value)
-        uphill = _two_loops(memory, slope, scale)
-        uphill = torch.where((uphill * slope).sum(-1, keepdim=True) > 0, uphill, scale * slope)
-        direction = torch.where(taken, uphill, direction)
-        step = torch.where(taken, 1.0, 0.25 * step)
-        if bool((slope.norm(dim=-1) < 1e-5).all() | (step < 1e-12).all()):
-            break
-    return value, place
-
-
-def _two_loops(memory: deque[tuple[Tensor, Tensor, Tensor]], slope: Tensor, scale: Tensor) -> Tensor:
-    """The inverse curvature that L-BFGS remembers, times the slope; pairs with 0 for 1 / (s y) do nothing."""
-    parts = []
-    for move, bend, inverse in reversed(memory):
-        part = inverse * (move * slope).sum(-1, keepdim=True)
-        slope = slope - part * bend
-        parts.append(part)
-    slope = scale * slope
-    for (move, bend, inverse), part in zip(memory, reversed(parts), strict=True):
-        slope = slope + move * (part - inverse * (bend * slope).sum(-1, keepdim=True))
-    return slope
 
 
 def _near(summit: tuple[Tensor, Tensor], mode: Mode) -> bool:

@@ -1,18 +1,25 @@
-"""Where a fit starts: a Gaussian found from several points, or the Laplace approximation."""
+"""Where a fit starts: a Gaussian found from several summits, or the Laplace approximation."""
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
+
 import torch
+from pyro.infer.autoguide import init_to_sample
 from torch import Tensor
 
+from pyro_flows_vi.infer._climb import climb
 from pyro_flows_vi.infer.gaussian import GaussianFit, fit_gaussian
 from pyro_flows_vi.infer.log_density import LogDensity
 
-__all__ = ["gaussian_start", "laplace_start", "require_finite_start"]
+__all__ = ["gaussian_start", "laplace_start", "require_finite_start", "summits"]
 
 #: random points around the origin of unconstrained space are drawn from U(-SPREAD, SPREAD), as Stan and NUTS do
 SPREAD = 2.0
 ATTEMPTS = 50
+#: climbs from such points, and as many from the prior; steps of each; nats between ends that count as two
+CLIMBS, EVALUATIONS, SAME = 32, 100, 1.0
 
 
 def require_finite_start(log_density: LogDensity, loc: Tensor) -> Tensor:
@@ -35,7 +42,7 @@ def require_finite_start(log_density: LogDensity, loc: Tensor) -> Tensor:
 
 
 def gaussian_start(log_density: LogDensity, loc: Tensor, scale: Tensor, restarts: int) -> list[GaussianFit]:
-    """Gaussians fitted from ``loc`` and from random points, the best by its ELBO first.
+    """Gaussians fitted from ``loc`` and from the highest summits that climbs find, the best by its ELBO first.
 
     Args:
         log_density: the target.
@@ -45,8 +52,7 @@ def gaussian_start(log_density: LogDensity, loc: Tensor, scale: Tensor, restarts
     """
     fits: list[GaussianFit] = []
     problems: list[ValueError] = []
-    for attempt in range(restarts):
-        point = loc if attempt == 0 else SPREAD * (2.0 * torch.rand_like(loc) - 1.0)
+    for point in [loc, *summits(log_density, loc, restarts - 1)]:
         try:
             fits.append(fit_gaussian(log_density.value_and_score, require_finite_start(log_density, point), scale))
         except ValueError as problem:
@@ -54,6 +60,34 @@ def gaussian_start(log_density: LogDensity, loc: Tensor, scale: Tensor, restarts
     if not fits:
         raise problems[0]
     return sorted(fits, key=lambda fit: fit.elbo - fit.elbo_se, reverse=True)
+
+
+def summits(log_density: LogDensity, like: Tensor, count: int) -> list[Tensor]:
+    """Where the log density is highest, as far as climbs from the prior and from random points tell.
+
+    Climbs that end within a nat of each other are taken for one. Where there are fewer than ``count``, random points
+    fill the list.
+    """
+    box = [SPREAD * (2.0 * torch.rand_like(like) - 1.0) for _ in range(CLIMBS + count)]
+    if count == 0:
+        return []
+    starts = torch.stack(box[:CLIMBS])
+    with suppress(NotImplementedError, RuntimeError, ValueError):  # an improper prior, which has no draws
+        draws = [log_density.initial(init_to_sample).to(like) for _ in range(CLIMBS)]
+        starts = torch.cat([starts, torch.stack(draws)])
+
+    def evaluate(places: Tensor) -> tuple[Tensor, Tensor]:
+        value, score = log_density.value_and_score(places.to(like))  # in the model's own precision
+        return value.double(), score.double()
+
+    tops, places = climb(evaluate, starts.double(), EVALUATIONS)
+    found: list[Tensor] = []
+    lowest = math.inf
+    for top, place in sorted(zip(tops.tolist(), places, strict=True), key=lambda pair: pair[0], reverse=True):
+        if top < lowest - SAME and math.isfinite(top):
+            lowest = top
+            found.append(place.to(like))
+    return [*found, *box[CLIMBS:]][:count]
 
 
 def laplace_start(log_density: LogDensity, loc: Tensor, max_steps: int = 500) -> tuple[Tensor, Tensor]:
