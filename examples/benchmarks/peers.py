@@ -1,7 +1,8 @@
 """The guides of Pyro and NumPyro on a posterior of the suite, each with sensible settings.
 
 All get the same budget: 5000 steps of the reparametrised ELBO with 16 vectorised particles, Adam from 0.01 falling to
-0.001. Pyro's flow guides train in float32, its default, like ours; NumPyro's likewise.
+0.001. Pyro vectorises only models whose arithmetic broadcasts over a batch on the left; the others run with one
+particle. Pyro's flow guides train in float32, its default, like ours; NumPyro's likewise.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def run_peer(posterior: Any, method: str, seed: int, feasible: Callable[..., Any
 
 def _run_pyro(posterior: Any, make_guide: Callable[..., Any], seed: int) -> Outcome:
     import pyro
+    from pyro import poutine
     from pyro.infer import SVI, Trace_ELBO
     from pyro.optim import ClippedAdam
 
@@ -57,10 +59,17 @@ def _run_pyro(posterior: Any, make_guide: Callable[..., Any], seed: int) -> Outc
     pyro.set_rng_seed(seed)
     guide = make_guide(posterior.model)
     optimizer = ClippedAdam({"lr": FIRST_RATE, "lrd": (LAST_RATE / FIRST_RATE) ** (1 / STEPS)})
-    svi = SVI(posterior.model, guide, optimizer, Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True))
+    elbo, particles = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True), PARTICLES
+    try:
+        with poutine.block():
+            elbo.loss(posterior.model, guide, *posterior.args)
+    except RuntimeError:
+        pyro.clear_param_store()
+        guide, elbo, particles = make_guide(posterior.model), Trace_ELBO(), 1
+    svi = SVI(posterior.model, guide, optimizer, elbo)
     bad = sum(not np.isfinite(svi.step(*posterior.args)) for _ in range(STEPS))
     draws = draw_weighted(posterior.model, guide, *posterior.args, num_draws=NUM_DRAWS)
-    report = {"steps": STEPS, "skipped": bad}
+    report = {"steps": STEPS, "skipped": bad, "particles": particles}
     return (
         draws.values,
         draws.log_weights,
@@ -90,4 +99,4 @@ def _run_numpyro(posterior: Any, name: str, seed: int) -> Outcome:
     values = jax.vmap(guide._unpack_and_constrain, (0, None))(latents, fitted.params)
     draws = {site: torch.from_numpy(np.array(value)) for site, value in values.items()}
     bad = int((~np.isfinite(np.array(fitted.losses))).sum())
-    return draws, torch.from_numpy(np.array(log_weights)), {"steps": STEPS, "skipped": bad}
+    return draws, torch.from_numpy(np.array(log_weights)), {"steps": STEPS, "skipped": bad, "particles": PARTICLES}
