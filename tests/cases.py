@@ -138,7 +138,7 @@ OPTIONS: dict[str, dict[str, Any]] = {"ffjord": {"hidden_dims": (6,), "tolerance
 #: outside its box a spline is a line, and its network gets no gradient: a box that holds the points of every step
 OPTIONS |= {name: {"bound": 6.0, "hidden_dims": (12,)} for name in ("nsf", "nsf-ar", "nsf-iaf")}
 #: three steps in a row of wide networks with random weights leave the range of float32
-OPTIONS["maf-mog"] = {"hidden_dims": (6,), "components": 4}
+OPTIONS["maf-mog"] = {"hidden_dims": (8,), "components": 4}
 
 #: one solution costs as much as a hundred passes: these are checked at one batch shape, which has all that there is
 SLOW = {"continuous-adaptive", "continuous-rk4", "recipe-ffjord", "recipe-flow++", "recipe-residual-image"}

@@ -98,6 +98,8 @@ def test_bfloat16_forward(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_forward_on_the_meta_device(name: str) -> None:
+    if name == "recipe-maf-mog":
+        pytest.skip("the forward of this case is a search, which looks at values")
     flow = CASES[name](4, 3).eval().to("meta")
     context = None if flow.context_dim is None else torch.randn(10, 3, device="meta")
     y, log_det = flow.forward_and_log_det(torch.randn(10, 4, device="meta"), context)
