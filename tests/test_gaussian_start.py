@@ -211,4 +211,25 @@ def test_gaussian_start_finds_the_heavier_of_two_modes_wherever_the_guide_starts
         torch.testing.assert_close(best.loc, torch.full((2,), 20.0), rtol=0.01, atol=0.1)
         torch.testing.assert_close(others[0].loc, torch.zeros(2), rtol=0.0, atol=0.1)  # the guide's own
     assert summits(log_density, torch.zeros(2), 0) == []
+
+
+def test_summits_of_one_height_are_told_apart_by_the_valley_between() -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 3.0).expand([4]).to_event(1))
+        wide, narrow = dist.Normal(2.0, 0.8).log_prob(x).sum(), dist.Normal(-2.0, 0.4).log_prob(x).sum()
+        pyro.factor("modes", torch.logaddexp(wide + 2.4, narrow) + 0.5 * x.square().sum() / 9.0)
+
+    torch.manual_seed(0)
+    log_density = LogDensity(model)
+    first, second = summits(log_density, torch.zeros(4), 2)
+    torch.testing.assert_close(first.sign(), -second.sign())
+    best, *_ = gaussian_start(log_density, torch.full((4,), -2.0), 0.1 * torch.eye(4), restarts=3)
+    assert bool((best.loc > 0).all())  # lower, and heavier
+
+
+def test_there_are_as_many_starts_as_asked_for() -> None:
+    def model() -> None:
+        pyro.sample("x", dist.Normal(0.0, 20.0).expand([2]).to_event(1))
+
+    log_density = LogDensity(model)
     assert len(summits(log_density, torch.zeros(2), 40)) == 40

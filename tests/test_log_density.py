@@ -178,6 +178,17 @@ def test_supports_that_depend_on_latents_against_a_density_by_hand() -> None:
     torch.testing.assert_close(values["c"], c.detach())
 
 
+def test_what_a_model_draws_on_the_way_differs_between_particles() -> None:
+    def model() -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        pyro.deterministic("replicate", loc + torch.randn(()))
+
+    log_density = LogDensity(model)
+    values = log_density.constrain(torch.zeros(4000, 1))
+    assert abs(values["replicate"].std().item() - 1.0) < 0.06
+    torch.testing.assert_close(log_density(torch.zeros(3, 1)), dist.Normal(0.0, 1.0).log_prob(torch.zeros(3)))
+
+
 @pytest.mark.parametrize("name", [*MODELS, "moving"])
 def test_constrain_and_unconstrain_are_inverse(name: str) -> None:
     model, data = (moving_bounds, torch.tensor(1.5)) if name == "moving" else MODELS[name]

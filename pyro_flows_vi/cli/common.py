@@ -66,6 +66,8 @@ def _device(context: click.Context, option: click.Parameter, name: str | None) -
         except (AssertionError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise click.BadParameter(f"expected a device of this machine, got {name!r}: {reason}") from error
+        if name.startswith("meta"):
+            raise click.BadParameter(f"expected a device that holds values, got {name!r}")
     return name
 
 

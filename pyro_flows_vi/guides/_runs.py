@@ -82,11 +82,16 @@ class Supports(Messenger):
             self(model)(*args, **kwargs)
 
 
-def has_bounds(support: Any) -> bool:
-    """Whether a support has a tensor in it, such as the ends of an interval, which may differ between runs."""
+def bounds(support: Any) -> list[Tensor]:
+    """The tensors in a support, such as the ends of an interval."""
     if isinstance(support, constraints.independent):
-        return has_bounds(support.base_constraint)
-    return any(isinstance(value, Tensor) for value in vars(support).values())
+        return bounds(support.base_constraint)
+    return [value for value in vars(support).values() if isinstance(value, Tensor)]
+
+
+def has_bounds(support: Any) -> bool:
+    """Whether a support has a tensor in it, which may differ between runs."""
+    return bool(bounds(support))
 
 
 class _GivenRows(Messenger):
@@ -117,15 +122,14 @@ def supports_move(
         args: its arguments.
         kwargs: its keyword arguments.
     """
-    bounded = [name for name, support in supports.items() if has_bounds(support)]
-    if not bounded:
+    if not any(map(has_bounds, supports.values())):
         return False
-    if any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
+    if any(not isinstance(leaf, str | bool | None) for leaf in tree_leaves((args, kwargs))):
         return True
-    run = Supports(parts)
-    with torch.no_grad():
+    run = Supports({name: part.detach().requires_grad_() for name, part in parts.items()})
+    with torch.enable_grad():
         run.run(model, args, kwargs)
-        return any(not torch.equal(biject_to(supports[name])(parts[name]), run.found[name][1]) for name in bounded)
+    return any(bound.requires_grad for support, _ in run.found.values() for bound in bounds(support))
 
 
 def look(

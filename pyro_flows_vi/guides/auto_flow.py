@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pyro import distributions as dist
-from pyro import poutine
+from pyro import poutine, validation_enabled
 from pyro.infer.autoguide import AutoContinuous, init_to_median
 from torch import Tensor
 from torch.distributions import biject_to
@@ -122,7 +122,7 @@ class AutoFlow(HoldsModel, AutoContinuous):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), validation_enabled(False):  # a start without density is told by its sites later
                 super()._setup_prototype(*args, **kwargs)
             trace: Any = self.prototype_trace
             self.layout: Layout = read_layout(trace)

@@ -21,7 +21,7 @@ FAILURES = (RuntimeError, ValueError, TypeError, NotImplementedError)
 
 #: what makes a tensor that a model may write into
 _FRESH = {
-    torch.empty, torch.zeros, torch.ones, torch.full, torch.clone,
+    torch.empty, torch.zeros, torch.ones, torch.full, torch.eye, torch.linspace, torch.clone,
     torch.Tensor.clone, torch.Tensor.new_empty, torch.Tensor.new_zeros, torch.Tensor.new_ones, torch.Tensor.new_full,
     torch.empty_like, torch.zeros_like, torch.ones_like, torch.full_like,
 }  # fmt: skip
@@ -53,7 +53,7 @@ class ParticleMap:
         self.reads = False  # whether a trace may turn values that Python code reads into constants
         self._widen = False  # whether fresh tensors are made for each particle
 
-    def vmap(self, one: Callable[..., Any]) -> Callable[..., Any]:
+    def vmap(self, one: Callable[..., Any], randomness: str = "same") -> Callable[..., Any]:
         """``one(row, *shared)`` for all rows at once, as it is said now."""
 
         def reworded(row: Tensor, *shared: Any) -> Any:
@@ -61,7 +61,7 @@ class ParticleMap:
                 return one(row, *shared)
 
         def all_rows(latent: Tensor, *shared: Any) -> Any:
-            return torch.func.vmap(reworded, (0, *(None for _ in shared)), randomness="same")(latent, *shared)
+            return torch.func.vmap(reworded, (0, *(None for _ in shared)), randomness=randomness)(latent, *shared)
 
         return all_rows
 
@@ -70,11 +70,11 @@ class ParticleMap:
         self._widen, other = True, not self._widen
         return other
 
-    def __call__(self, one: Callable[..., Any], latent: Tensor, *shared: Any) -> Any:
-        """``one(row, *shared)`` for each row, stacked."""
+    def __call__(self, one: Callable[..., Any], latent: Tensor, *shared: Any, randomness: str = "same") -> Any:
+        """``one(row, *shared)`` for each row, stacked; what it draws is the ``"same"`` for all, or ``"different"``."""
         while self.vectorized:
             try:
-                return self.vmap(one)(latent, *shared)
+                return self.vmap(one, randomness)(latent, *shared)
             except LinAlgError:
                 break  # of one particle, for which the others shall not suffer
             except FAILURES as error:
@@ -119,7 +119,7 @@ class _Reworded(TorchFunctionMode):
                 return func(*args, **kwargs)
         result = func(*args, **kwargs)
         if self.zero is not None and func in _FRESH and result.is_floating_point() and "out" not in kwargs:
-            return result + self.zero.to(result.dtype)
+            return result + self.zero.to(result)
         return result
 
 

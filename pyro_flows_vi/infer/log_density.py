@@ -28,6 +28,7 @@ from pyro_flows_vi.infer.layout import (
     read_layout,
     trace_model,
 )
+from pyro_flows_vi.infer.repeat import OwnNoise
 from pyro_flows_vi.transforms._door import is_traced
 
 __all__ = ["LogDensity"]
@@ -228,14 +229,13 @@ class LogDensity:
 
     def _per_particle(self, latent: Tensor, read: Callable[[dict[str, Any]], dict[str, Tensor]]) -> dict[str, Tensor]:
         def one(row: Tensor) -> dict[str, Tensor]:
-            trace, _ = self._run(row, self.leaves)
-            sites = {k: v for k, v in trace.nodes.items() if is_latent(v) or is_deterministic(v) or _observed(v)}
-            with pyro.validation_enabled(False):
-                return read(sites)
+            with OwnNoise(), pyro.validation_enabled(False):
+                nodes = self._run(row, self.leaves)[0].nodes
+                return read({k: v for k, v in nodes.items() if is_latent(v) or is_deterministic(v) or _observed(v)})
 
         self._require_flat(latent)
         with torch.no_grad():
-            return cast("dict[str, Tensor]", self._particles(one, latent))
+            return cast("dict[str, Tensor]", self._particles(one, latent, randomness="different"))
 
     # -- graphs --------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-__all__ = ["CHUNK", "repeat", "seeded"]
+__all__ = ["CHUNK", "OwnNoise", "repeat", "seeded"]
 
 #: runs at once
 CHUNK = 500
@@ -30,7 +30,7 @@ def seeded(seed: int | None) -> Iterator[None]:
         yield
 
 
-class _OwnNoise(TorchFunctionMode):
+class OwnNoise(TorchFunctionMode):
     """Lets methods such as ``normal_`` fill a new tensor, which ``vmap`` can give to each run, not one for all."""
 
     filling = ("normal_", "uniform_", "exponential_", "cauchy_", "log_normal_", "geometric_", "bernoulli_", "random_")
@@ -52,7 +52,7 @@ def repeat(one: Callable[..., Any], count: int, inputs: dict[str, Tensor] | None
     rows = inputs or {}
 
     def run(index: Tensor, part: dict[str, Tensor]) -> Any:
-        with _OwnNoise():
+        with OwnNoise():
             return one(part) if inputs is not None else one()
 
     places = torch.arange(count)

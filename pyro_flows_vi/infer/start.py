@@ -18,8 +18,8 @@ __all__ = ["gaussian_start", "laplace_start", "require_finite_start", "summits"]
 #: random points around the origin of unconstrained space are drawn from U(-SPREAD, SPREAD), as Stan and NUTS do
 SPREAD = 2.0
 ATTEMPTS = 50
-#: climbs from such points, and as many from the prior; steps of each; nats between ends that count as two
-CLIMBS, EVALUATIONS, SAME = 32, 100, 1.0
+#: climbs from such points, and as many from the prior; steps of each; nats below its lower side that make a valley
+CLIMBS, EVALUATIONS, DEPTH = 32, 100, 0.5
 
 
 def require_finite_start(log_density: LogDensity, loc: Tensor) -> Tensor:
@@ -65,8 +65,8 @@ def gaussian_start(log_density: LogDensity, loc: Tensor, scale: Tensor, restarts
 def summits(log_density: LogDensity, like: Tensor, count: int) -> list[Tensor]:
     """Where the log density is highest, as far as climbs from the prior and from random points tell.
 
-    Climbs that end within a nat of each other are taken for one. Where there are fewer than ``count``, random points
-    fill the list.
+    Two climbs have ended on one summit if there is no valley half-way between them. Where there are fewer summits than
+    ``count``, random points fill the list.
     """
     box = [SPREAD * (2.0 * torch.rand_like(like) - 1.0) for _ in range(CLIMBS + count)]
     if count == 0:
@@ -81,12 +81,13 @@ def summits(log_density: LogDensity, like: Tensor, count: int) -> list[Tensor]:
         return value.double(), score.double()
 
     tops, places = climb(evaluate, starts.double(), EVALUATIONS)
+    tops = tops.nan_to_num(nan=-math.inf, posinf=-math.inf)
     found: list[Tensor] = []
-    lowest = math.inf
-    for top, place in sorted(zip(tops.tolist(), places, strict=True), key=lambda pair: pair[0], reverse=True):
-        if top < lowest - SAME and math.isfinite(top):
-            lowest = top
-            found.append(place.to(like))
+    while len(found) < count and bool(tops.isfinite().any()):
+        highest = places[tops.argmax()]
+        found.append(highest.to(like))
+        half_way = evaluate(0.5 * (highest + places))[0]
+        tops = torch.where((half_way > tops - DEPTH) | (tops == tops.max()), -math.inf, tops)
     return [*found, *box[CLIMBS:]][:count]
 
 

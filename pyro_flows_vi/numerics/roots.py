@@ -103,9 +103,9 @@ def solve_monotone(
         start: a first guess; the target itself by default, which suits maps near the identity.
 
     Returns:
-        x, the point of the search with the smallest residual, with gradients to the target and to what the
-        function closes over; a second derivative raises. Where f is flat to machine precision x is only as good as
-        the target allows.
+        x, the better end of the bracket, with gradients to the target and to what the function closes over; a second
+        derivative raises. Where f is flat to machine precision x is only as good as the target allows, and where f is
+        so steep that it jumps past the target between two floats, f(x) is.
 
     Raises:
         ValueError: if the target or the function's values are NaN or infinite.
@@ -132,7 +132,8 @@ def _search(function: Callable[[Tensor], tuple[Tensor, Tensor]], target: Tensor,
     info = torch.finfo(x.dtype)
     limit = math.sqrt(info.max)  # a product with a slope stays finite
     low, high = torch.full_like(x, -limit), torch.full_like(x, limit)
-    best, least, slope_at_best = x, torch.full_like(x, math.inf), torch.zeros_like(x)
+    low_size, high_size = torch.full_like(x, math.inf), torch.full_like(x, math.inf)
+    low_slope, high_slope = torch.zeros_like(x), torch.zeros_like(x)
     last, nudge = torch.full_like(x, math.inf), torch.ones_like(x)
     done = torch.zeros_like(x, dtype=torch.bool)
     for count in range(BLIND_STEPS if blind else SEARCH_STEPS):
@@ -141,17 +142,15 @@ def _search(function: Callable[[Tensor], tuple[Tensor, Tensor]], target: Tensor,
         size = residual.abs()
         if not blind and count == 0 and not bool(size.isfinite().all()):
             raise ValueError("cannot invert: the map gives NaN or infinite values; check its parameters")
-        better = size < least
-        best, least = torch.where(better, x, best), torch.where(better, size, least)
-        slope_at_best = torch.where(better, log_slope, slope_at_best)
-        low, high = torch.where(residual <= 0, x, low), torch.where(residual >= 0, x, high)
+        below, above = residual <= 0, residual >= 0
+        low, low_size = torch.where(below, x, low), torch.where(below, size, low_size)
+        high, high_size = torch.where(above, x, high), torch.where(above, size, high_size)
+        low_slope, high_slope = torch.where(below, log_slope, low_slope), torch.where(above, log_slope, high_slope)
         width, newton = high - low, size * torch.exp(-log_slope)
         ulp = 2.0 * info.eps * x.abs().clamp(min=1e-3)
         done = (width <= 2.0 * ulp) | ((width <= 128.0 * ulp) & (newton <= ulp))
         if not blind and bool(done.all()):
-            if bool((low.abs().maximum(high.abs()) > 0.5 * limit).any()):
-                break
-            return best, slope_at_best
+            break
         # Newton's method comes from one side. A growing nudge takes it across the root: the bracket closes.
         small = newton <= nudge.clamp(min=64.0) * ulp
         step = torch.where(small, newton.maximum(nudge * ulp), newton)
@@ -165,12 +164,19 @@ def _search(function: Callable[[Tensor], tuple[Tensor, Tensor]], target: Tensor,
         middle = torch.where(wide, torch.sinh(0.5 * (low.asinh() + high.asinh())), low + 0.5 * width)
         last = torch.where(good, newton, width)
         x = torch.where(done, x, torch.where(good, proposal, middle))
+    # An end of the bracket, and no point outside it, however small the residual there: a plateau may look as good.
+    left = low_size <= high_size
+    root, slope = torch.where(left, low, high), torch.where(left, low_slope, high_slope)
+    found = done & (low.abs().maximum(high.abs()) <= 0.5 * limit)
     if blind:
-        return torch.where(done & (low.abs().maximum(high.abs()) <= 0.5 * limit), best, math.nan), slope_at_best
-    raise RuntimeError(
-        f"root search: no convergence after {SEARCH_STEPS} steps, residual up to {float(least.max()):.3g}; "
-        f"the function is not increasing and onto the reals, or its root is beyond {limit:.0e}"
-    )
+        return torch.where(found, root, math.nan), slope
+    if not bool(found.all()):
+        raise RuntimeError(
+            f"root search: no convergence after {SEARCH_STEPS} steps, residual up to "
+            f"{float(torch.minimum(low_size, high_size).max()):.3g}; "
+            f"the function is not increasing and onto the reals, or its root is beyond {limit:.0e}"
+        )
+    return root, slope
 
 
 def _under_vmap() -> bool:

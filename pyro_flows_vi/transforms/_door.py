@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 if TYPE_CHECKING:
     from pyro_flows_vi.transforms.base import Flow
 
-__all__ = ["blame_parameters", "checked", "is_traced", "positive", "require_finite"]
+__all__ = ["blame_parameters", "checked", "is_traced", "positive", "require_finite", "require_finite_parameters"]
 
 Pair = tuple[Tensor, Tensor]
 
@@ -74,8 +74,11 @@ def require_finite(flow: Flow, name: str, value: Tensor) -> None:
 
 def blame_parameters(flow: Flow, result: Tensor) -> None:
     """Raise if ``result`` is not finite because a parameter is not; an honest overflow passes."""
-    if not Distribution._validate_args or is_traced(result) or _finite(result):
-        return
+    if Distribution._validate_args and not is_traced(result) and not _finite(result):
+        require_finite_parameters(flow)
+
+
+def require_finite_parameters(flow: nn.Module) -> None:
     for key, parameter in flow.named_parameters():
         if not _finite(parameter):
             raise ValueError(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyro_flows_vi.transforms._door import require_finite_parameters
 
 __all__ = ["Memo"]
 
@@ -34,6 +38,8 @@ class Memo:
         self.state = _state(flow)
         self.stamp = self._stamp(flow, x, y)
         self.prints = _fingerprints(self.state)
+        if Distribution._validate_args and not all(map(math.isfinite, self.prints)):
+            require_finite_parameters(flow)
         for tensor in (handle, log_det):
             if tensor.requires_grad:
                 tensor.register_hook(forget)

@@ -261,6 +261,7 @@ class Conditioned(Flow):
                 f"{type(flow).__name__}: expected context of shape (*batch, {flow.context_dim}), "
                 f"got {tuple(context.shape)}"
             )
+        require_finite(flow, "context", context)
         self.flow = flow
         self.context = context
         self.fast_forward, self.fast_inverse = flow.fast_forward, flow.fast_inverse
@@ -276,10 +277,6 @@ class Conditioned(Flow):
         """As that of the flow."""
         return self.flow.sign
 
-    def _call(self, x: Tensor) -> Tensor:
-        require_finite(self.flow, "context", self.context)
-        return super()._call(x)
-
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Pair:
         """``flow`` at the bound context."""
         return self.flow.forward_and_log_det(x, self.context)
@@ -290,7 +287,10 @@ class Conditioned(Flow):
 
     def forward_shape(self, shape: torch.Size | tuple[int, ...]) -> torch.Size:
         """The shape broadcast with the batch of the context."""
-        return torch.broadcast_shapes(shape, (*self.context.shape[:-1], 1))
+        try:
+            return torch.broadcast_shapes(shape, (*self.context.shape[:-1], 1))
+        except RuntimeError as error:
+            raise ValueError(f"points {tuple(shape)}, context {tuple(self.context.shape)}: {error}") from error
 
     inverse_shape = forward_shape
 

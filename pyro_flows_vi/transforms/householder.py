@@ -62,7 +62,7 @@ class Householder(Flow):
 
 def householder(input_dim: int, count_transforms: int | None = None) -> Householder:
     """A Householder flow, with Pyro's signature and its default of D // 2 + 1 reflections."""
-    return Householder(input_dim, num_reflections=count_transforms or input_dim // 2 + 1)
+    return Householder(input_dim, num_reflections=input_dim // 2 + 1 if count_transforms is None else count_transforms)
 
 
 def conditional_householder(

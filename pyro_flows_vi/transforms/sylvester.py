@@ -157,7 +157,11 @@ def _product(matrix: Tensor, diagonal: Tensor, v: Tensor, bias: Tensor | None = 
 
 def sylvester(input_dim: int, count_transforms: int | None = None) -> Sylvester:
     """A Householder Sylvester flow, with Pyro's signature and its default of D // 2 + 1 reflections."""
-    return Sylvester(input_dim, form="householder", num_reflections=count_transforms or input_dim // 2 + 1)
+    return Sylvester(
+        input_dim,
+        form="householder",
+        num_reflections=input_dim // 2 + 1 if count_transforms is None else count_transforms,
+    )
 
 
 def conditional_sylvester(
@@ -165,5 +169,9 @@ def conditional_sylvester(
 ) -> Sylvester:
     """A Householder Sylvester flow with a context; Pyro has none."""
     return Sylvester(
-        input_dim, context_dim, hidden_dims, form="householder", num_reflections=count_transforms or input_dim // 2 + 1
+        input_dim,
+        context_dim,
+        hidden_dims,
+        form="householder",
+        num_reflections=input_dim // 2 + 1 if count_transforms is None else count_transforms,
     )

@@ -134,7 +134,7 @@ PROTOCOLS: dict[str, Protocol] = {
 SOURCES = {"mlp": "arXiv:2004.04795, 1705.07120", "gated-conv": "arXiv:1803.05649", "demo": "this library"}
 
 
-def protocol(name: str, **overrides: Any) -> Protocol:
+def protocol(name: str, /, **overrides: Any) -> Protocol:
     """A preset with some fields replaced.
 
     Raises:
@@ -150,3 +150,8 @@ def protocol(name: str, **overrides: Any) -> Protocol:
     if unknown:
         raise ValueError(f"unknown setting {', '.join(unknown)}: expected one of {', '.join(sorted(fields))}")
     return dataclasses.replace(PROTOCOLS[name], **overrides)
+
+
+def restored(settings: dict[str, Any]) -> Protocol:
+    """The protocol that ``as_dict`` made ``settings`` of."""
+    return protocol(settings["name"], **{key: value for key, value in settings.items() if key != "name"})

@@ -8,7 +8,7 @@ from typing import Any
 
 from pyro_flows_vi.infer.records import NUMBER, check_fields, read_record, write_record
 from pyro_flows_vi.vae.history import CURVES
-from pyro_flows_vi.vae.protocols import protocol
+from pyro_flows_vi.vae.protocols import restored
 
 __all__ = ["SCHEMA", "load_record", "load_records", "save_record"]
 
@@ -105,6 +105,6 @@ def _check(path: Path, record: Any) -> None:
     evaluated = isinstance(record, dict) and record.get("results") is not None
     check_fields(path, record, {**FIELDS, **RESULTS} if evaluated else FIELDS, SCHEMA)
     try:
-        protocol(**record["settings"])
+        restored(record["settings"])
     except ValueError as error:
         raise ValueError(f"{path}: field 'settings': {error}") from error

@@ -50,12 +50,15 @@ ROWS: dict[str, Row] = {
 }
 
 
-def row(name: str, num_transforms: int | None = None, **options: Any) -> Row:
+def row(name: str, num_transforms: int | None = None, /, **options: Any) -> Row:
     """A row by its name, with another number of transforms or other flow options where given."""
     one_of("row", name, tuple(ROWS))
     preset = ROWS[name]
     if preset.flow is None and (options or num_transforms):
         raise ValueError(f"row {name!r} has no flow, so it takes no options; got {num_transforms=}, {options}")
+    if taken := options.keys() & {"name", "input_dim", "context_dim", "num_transforms"}:
+        known = ", ".join(flows.options(str(preset.flow)))
+        raise ValueError(f"{min(taken)!r} is no option of flow {preset.flow!r}; expected one of {known}")
     count = preset.num_transforms if num_transforms is None else num_transforms
     return dataclasses.replace(preset, num_transforms=count, options={**preset.options, **options})
 

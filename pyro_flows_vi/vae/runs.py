@@ -16,7 +16,7 @@ from pyro_flows_vi.infer.records import check_folder, default_device, machine, v
 from pyro_flows_vi.vae.evaluation import nll
 from pyro_flows_vi.vae.history import History
 from pyro_flows_vi.vae.model import VAE
-from pyro_flows_vi.vae.protocols import PROTOCOLS, Protocol, protocol
+from pyro_flows_vi.vae.protocols import PROTOCOLS, Protocol, protocol, restored
 from pyro_flows_vi.vae.records import SCHEMA, load_record, save_record
 from pyro_flows_vi.vae.rows import Row, build_vae, row
 from pyro_flows_vi.vae.training import load_weights, train
@@ -88,6 +88,11 @@ def train_row(
                 raise ValueError(
                     f"{old} holds an older run: resume it (resume), replace it (overwrite) or choose another folder"
                 )
+    if resume and path.exists() and not checkpoint.exists():
+        raise ValueError(
+            f"{path} is the record of a run, and {checkpoint.name}, from which it could go on, is not beside it: train "
+            "again (overwrite) or choose another folder"
+        )
     where = default_device(device)
     vae = build_vae(settings, chosen, data.image_shape, seed=seed)
     description = data.describe()
@@ -147,7 +152,7 @@ def load_row(path: PathLike, data: Dataset, checkpoint: PathLike | None = None) 
     changed = differences(record["data"], data.describe())
     if changed:
         raise ValueError(f"{path}: the record is of other data: {'; '.join(changed)}; load the same data set and seeds")
-    settings = protocol(**record["settings"])
+    settings = restored(record["settings"])
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in record["flow"]["options"].items()}
     chosen = Row(record["row"], record["flow"]["flow"], record["flow"]["num_transforms"], options)
     try:
