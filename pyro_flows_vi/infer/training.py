@@ -165,6 +165,7 @@ class Training:
         return min(1.0, (step + 1) / WARM_UP) * scale
 
     def set_rates(self, factor: float) -> None:
+        """Let the optimiser take steps of ``factor`` times the first size."""
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
 
