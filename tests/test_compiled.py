@@ -120,7 +120,7 @@ def training(mode: str | bool = "trace", steps: int = 1000, **options: Any) -> T
     [
         ("realnvp", {"num_transforms": 2}),
         ("iaf", {"objective": ELBO(), "clip_norm": 0.05}),
-        ("planar", {"objective": IWELBO(4), "schedule": lambda fraction: 1.0 - fraction}),
+        ("planar", {"objective": IWELBO(5), "schedule": lambda fraction: 1.0 - fraction}),
         ("radial", {"objective": DReG(4), "tempering": linear_tempering(0.2)}),
         ("realnvp", {"objective": Renyi(0.3), "tempering": linear_tempering(0.2), "learning_rate": 0.01}),
         ("realnvp", {"optimizer": pyro.optim.Adam({"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-4})}),

@@ -26,7 +26,7 @@ from pyro_flows_vi.infer._step_graph import (
     lift_draws,
 )
 from pyro_flows_vi.infer._vectorise import FAILURES, is_random
-from pyro_flows_vi.infer.objectives import ELBO, IWELBO, DReG, Estimate, PathELBO, Renyi
+from pyro_flows_vi.infer.objectives import ELBO, IWELBO, DReG, Estimate, PathELBO, Renyi, whole_groups
 
 if TYPE_CHECKING:
     from pyro_flows_vi.infer.problems import FlowProblem
@@ -143,9 +143,10 @@ class CompiledSteps:
     # -- tracing -------------------------------------------------------------------------------------
 
     def _trace(self, inputs: tuple[Tensor, ...], deadline: float) -> tuple[GraphModule, list[Callable[[], Tensor]]]:
-        guide = self.problem.guide
-        latent, _ = guide.rsample_and_log_prob(self.problem.num_particles)
-        log_density, _ = self.problem.log_density._graph(latent.detach())
+        guide, objective = self.problem.guide, self.problem.objective
+        count = whole_groups(self.problem.num_particles, getattr(objective, "num_samples", 1))
+        latent = guide.affine.location().detach().repeat(count, 1)
+        log_density, _ = self.problem.log_density._graph(latent)
         if log_density is None or is_random(log_density):  # type: ignore[arg-type]
             raise Untraceable("the model draws random numbers, or its code cannot be run for all particles at once")
         before = [(buffer, buffer._version, buffer.detach().clone()) for buffer in guide.buffers()]
@@ -184,11 +185,10 @@ class CompiledSteps:
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         """One step; what is traced."""
-        training, (steps, averaged), (rate, temperature) = self.training, counts.unbind(), control.unbind()
-        leaves = training.parameters
+        training, (rate, temperature) = self.training, control.unbind()
         pieces = [
             piece.view_as(p).detach().requires_grad_(p.requires_grad)
-            for piece, p in zip(parameters.split(self.sizes), leaves, strict=True)
+            for piece, p in zip(parameters.split(self.sizes), training.parameters, strict=True)
         ]
         names = [f"guide.{name}" for name, _ in self.problem.guide.named_parameters()]
         target = GraphTarget(lambda latent: log_density(latent, *tensors))
