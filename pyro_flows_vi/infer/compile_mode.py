@@ -80,7 +80,7 @@ class Driver:
         self.steps: CompiledSteps | None = None
         self.undecided = compile == "auto"
         self._seconds: list[float] = []
-        self._others: list[tuple[str | bool, float]] = []  # the modes before this one, and the time of their steps
+        self._others: list[tuple[str | bool, CompiledSteps | None, float]] = []  # modes before this one, with times
         reason = None if compile is False else refusal(training)
         if reason is not None and not self.undecided:
             raise ValueError(f"compile={compile!r} cannot be had: {reason}; use compile='auto' or False")
@@ -129,25 +129,23 @@ class Driver:
         seconds, self._seconds = statistics.median(self._seconds), []
         said = f"a step takes {1e3 * seconds:.2f} ms"
         if self._others:
-            before, others = self._others[-1]
+            before, steps, others = self._others[-1]
             said += f", and {1e3 * others:.2f} ms with compile={before!r}"
             if seconds >= others:
-                self._turn_to(before)
+                self.mode, self.steps = before, steps
                 self._settle(said)
                 return
         if self.mode in ("inductor", "cudagraph"):
             self._settle(said)
             return
         on_gpu = self.training.parameters[0].is_cuda
-        steps = expected_steps(self.training)
+        expected = expected_steps(self.training)
         if not self.mode:
-            mode, cost, saved = "trace", STEPS_OF_A_TRACE * seconds, SAVED_BY_TRACE * steps * seconds
+            mode, cost, saved = "trace", STEPS_OF_A_TRACE * seconds, SAVED_BY_TRACE * expected * seconds
         else:
-            mode, saved = "cudagraph" if on_gpu else "inductor", SAVED_BY_COMPILER * steps * seconds
+            mode, saved = "cudagraph" if on_gpu else "inductor", SAVED_BY_COMPILER * expected * seconds
             cost = self._traced_in if on_gpu else max(INDUCTOR_LEAST, INDUCTOR_PER_TRACE * self._traced_in)
-        said += (
-            f"; {steps} more steps are expected, of which {mode!r} would save {saved:.1f} s at a cost of {cost:.1f} s"
-        )
+        said += f"; of {expected} more steps {mode!r} would save {saved:.1f} s at a cost of {cost:.1f} s"
         if cost > saved / 2:
             self._settle(said)
         elif mode == "inductor" and not has_compiler():
@@ -164,5 +162,5 @@ class Driver:
             return
         self._traced_in = time.perf_counter() - began
         logger.info("fit tries compile=%r: %s", mode, said)
-        self._others.append((self.mode, seconds))
+        self._others.append((self.mode, self.steps, seconds))
         self.mode, self.steps = mode, steps
