@@ -19,7 +19,7 @@ from pyro_flows_vi.infer.checkpoint import write_atomically
 
 #: where the records are kept
 RECORDS = Path(__file__).resolve().parents[2] / "docs/records/benchmarks"
-PEERS = ("pyro-flows-vi", "pyro-ppl", "zuko", "normflows", "nflows", "torch", "numpy")
+PEERS = ("pyro-flows-vi", "pyro-ppl", "zuko", "normflows", "nflows", "numpyro", "jax", "torch", "numpy")
 
 
 def interleaved(

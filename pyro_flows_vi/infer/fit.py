@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from pyro_flows_vi.infer.compile_mode import require_mode
 from pyro_flows_vi.infer.interruption import Interruption
 from pyro_flows_vi.infer.layout import require_same_layout
 from pyro_flows_vi.infer.log_density import LogDensity
 from pyro_flows_vi.infer.objectives import Objective, PathELBO, Tempering
 from pyro_flows_vi.infer.plateau import Plateau
+from pyro_flows_vi.infer.problems import FlowProblem, PyroProblem
 from pyro_flows_vi.infer.progress import progress_bar
 from pyro_flows_vi.infer.repeat import seeded
 from pyro_flows_vi.infer.result import FitResult
 from pyro_flows_vi.infer.start import gaussian_start, laplace_start, require_finite_start
-from pyro_flows_vi.infer.training import FlowProblem, PyroProblem, Training
+from pyro_flows_vi.infer.training import Training
 from pyro_flows_vi.transforms._door import positive
 
 __all__ = ["fit"]
@@ -50,6 +52,7 @@ def fit(
     resume: bool = False,
     seed: int | None = None,
     dtype: torch.dtype | None = None,
+    compile: str | bool = False,
     progress: bool = True,
 ) -> FitResult:
     r"""Fit a guide to a model's posterior; afterwards the guide holds the best parameters found.
@@ -92,6 +95,9 @@ def fit(
         resume: go on from the checkpoint if it exists, to the same result, bit for bit.
         seed: of all draws; the global generator is then left as it was.
         dtype: ``torch.float64`` runs guide and model in double precision.
+        compile: whether a step of a flow guide is one graph, and which: ``"trace"``, ``"inductor"`` (compiled in a
+            minute or so), ``"cudagraph"`` (on a GPU), or ``"auto"`` for whatever pays for a run of this length, see
+            :mod:`~pyro_flows_vi.infer.compile_mode`; of one seed, the modes give the same numbers up to rounding.
         progress: whether to show a progress bar with the ELBO.
 
     Returns:
@@ -100,7 +106,7 @@ def fit(
     Raises:
         ValueError: for a model that cannot be fitted (see :class:`~pyro_flows_vi.infer.LogDensity`), a log density that
             is not finite at the start (with the sites to blame), a guide set up for other shapes, too many
-            skipped steps.
+            skipped steps, and a ``compile`` that this machine or this guide cannot have.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -118,6 +124,7 @@ def fit(
         raise ValueError(f"expected start to be one of {', '.join(STARTS)}, got {start!r}")
     for name, count in (("max_steps", max_steps), ("checkpoint_every", checkpoint_every), ("restarts", restarts)):
         positive(name, count)
+    require_mode(compile)
     settings = {k: v for k, v in locals().items() if isinstance(v, str | int | float | bool) or v is None}
     keywords = dict(kwargs or {})
     if dtype is not None:
@@ -137,14 +144,17 @@ def fit(
             start,
             None if resuming else restarts,
         )
-        training.configure(optimizer, learning_rate, schedule, clip_norm, plateau or Plateau(), max_steps, max_skipped)
+        rules = (schedule, clip_norm, plateau or Plateau(), max_steps, max_skipped, compile)
+        training.configure(optimizer, learning_rate, *rules)
         if resuming and checkpoint is not None:
             restart_elbos = training.load(checkpoint)
         reason = "max_steps reached"
         with progress_bar(max_steps, "fit", "step", progress, done=training.step) as bar:
             while training.step < max_steps and not interruption.requested:
-                said = training.advance()
-                bar.update(1)
+                before = training.step
+                until = max_steps if checkpoint is None else before + checkpoint_every - before % checkpoint_every
+                said = training.advance(min(until, max_steps))
+                bar.update(training.step - before)
                 if said != "go on":
                     bar.set_postfix_str(training.postfix(), refresh=False)
                 if said == "stop" and schedule is None:

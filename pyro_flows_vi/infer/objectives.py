@@ -100,7 +100,7 @@ class IWELBO:
 
     def __call__(self, guide: FlowGuide, target: Target, num_particles: int, temperature: float = 1.0) -> Estimate:
         """As of :class:`ELBO`."""
-        latent, log_q = guide.rsample_and_log_prob(_whole_groups(num_particles, self.num_samples))
+        latent, log_q = guide.rsample_and_log_prob(whole_groups(num_particles, self.num_samples))
         log_p = target(latent)
         bound = torch.logsumexp((temperature * log_p - log_q).view(-1, self.num_samples), dim=1)
         return Estimate(math.log(self.num_samples) - bound.mean(), (log_p - log_q).detach())
@@ -125,7 +125,7 @@ class DReG:
         """As of :class:`PathELBO`."""
         if target.has_parameters:
             raise ValueError("DReG trains the guide only: use IWELBO for a model with parameters of its own")
-        count = _whole_groups(num_particles, self.num_samples)
+        count = whole_groups(num_particles, self.num_samples)
         latent, direction, log_weights, _ = _along_the_path(guide, target, count, temperature, tempered=True)
         weights = torch.softmax(log_weights.view(-1, self.num_samples), dim=1).square().view(-1)
         surrogate = (weights[:, None] * direction * latent).sum() * self.num_samples / count
@@ -184,5 +184,6 @@ def _along_the_path(
     return latent, temperature * score_p - score_q, log_weights, extra
 
 
-def _whole_groups(num_particles: int, num_samples: int) -> int:
+def whole_groups(num_particles: int, num_samples: int) -> int:
+    """How many particles are drawn where they come in groups of ``num_samples``."""
     return max(1, num_particles // num_samples) * num_samples

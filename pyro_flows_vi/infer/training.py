@@ -6,115 +6,23 @@ import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor, nn
 
-from pyro_flows_vi.infer._particles import particle_elbo
 from pyro_flows_vi.infer.checkpoint import load_checkpoint, save_checkpoint
-from pyro_flows_vi.infer.log_density import LogDensity
-from pyro_flows_vi.infer.objectives import ELBO, Estimate, Objective, Tempering
+from pyro_flows_vi.infer.compile_mode import Driver
+from pyro_flows_vi.infer.compiled import Outcome
 from pyro_flows_vi.infer.plateau import Plateau
+from pyro_flows_vi.infer.problems import Problem
 
-__all__ = ["FlowProblem", "Problem", "PyroProblem", "Training"]
+__all__ = ["Training"]
 
 #: steps over which the step size rises to its first value, since Adam's first steps know no scale
 WARM_UP = 50
-#: draws on which the candidates of the end are compared, and how many at once
-FINAL_DRAWS, CHUNK = 8192, 1024
-
-
-class Problem(Protocol):
-    """What is trained: parameters and estimates of an objective."""
-
-    signature: dict[str, Any]
-    learning_rate: float
-
-    def estimate(self, fraction: float) -> Estimate:
-        """One estimate with gradients, when ``fraction`` of the run is over."""
-
-    def parameters(self) -> list[Tensor]:
-        """The leaves that are trained."""
-
-    def log_weights(self) -> Tensor:
-        """Log weights of many draws of the guide as it is, without gradients."""
-
-
-class FlowProblem:
-    """A flow guide and a log density, under an objective."""
-
-    def __init__(
-        self,
-        guide: Any,
-        log_density: LogDensity,
-        objective: Objective | None,
-        num_particles: int,
-        tempering: Tempering | None,
-    ) -> None:
-        self.guide, self.log_density, self.num_particles, self.tempering = guide, log_density, num_particles, tempering
-        self.objective: Objective = ELBO() if objective is None else objective
-        even = any(name.endswith("weight_units") for name, _ in guide.named_parameters())
-        self.learning_rate = 0.3 if even else 0.03
-        self.signature = {
-            "flow": guide.flow_name,
-            "sites": [[site.name, list(site.unconstrained_shape)] for site in guide.layout],
-            "objective": type(self.objective).__name__,
-            "particles": num_particles,
-        }
-
-    def estimate(self, fraction: float) -> Estimate:
-        """As the objective has it."""
-        temperature = 1.0 if self.tempering is None else self.tempering(fraction)
-        return self.objective(self.guide, self.log_density, self.num_particles, temperature)
-
-    def parameters(self) -> list[Tensor]:
-        """Those of the guide, and of the model where it has any."""
-        own = list(self.guide.parameters())
-        known = {id(p) for p in own}
-        return own + [p for p in self.log_density.parameters() if id(p) not in known]
-
-    @torch.no_grad()
-    def log_weights(self) -> Tensor:
-        """In chunks."""
-        parts = []
-        for _ in range(FINAL_DRAWS // CHUNK):
-            latent, log_q = self.guide.rsample_and_log_prob(CHUNK)
-            parts.append(self.log_density(latent) - log_q)
-        return torch.cat(parts)
-
-
-class PyroProblem:
-    """Any Pyro model and guide, under ``Trace_ELBO``."""
-
-    def __init__(
-        self, model: Callable[..., Any], guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], num_particles: int
-    ) -> None:
-        self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
-        self.elbo = particle_elbo(model, guide, args, kwargs, num_particles)
-        self.learning_rate = 0.01
-        self.signature = {"flow": type(guide).__name__, "particles": num_particles}
-        with poutine.trace(param_only=True) as capture:
-            self.estimate(0.0)
-        values: Any = [site["value"] for site in capture.trace.nodes.values()]
-        self._parameters = list({id(leaf): leaf for leaf in map(_leaf, values)}.values())
-
-    def estimate(self, fraction: float) -> Estimate:
-        """The loss, and the ELBO in place of log weights."""
-        loss: Tensor = self.elbo.differentiable_loss(self.model, self.guide, *self.args, **self.kwargs)
-        return Estimate(loss, -loss.detach()[None])
-
-    def parameters(self) -> list[Tensor]:
-        """All that the guide and the model used."""
-        return self._parameters
-
-    @torch.no_grad()
-    def log_weights(self) -> Tensor:
-        """ELBO estimates, which have the mean of log weights."""
-        return torch.cat([self.estimate(1.0).log_weights for _ in range(64)])
 
 
 class Training:
@@ -134,6 +42,7 @@ class Training:
         plateau: Plateau,
         max_steps: int,
         max_skipped: int,
+        compile: str | bool = False,
     ) -> None:
         """Make the optimiser and set the rules."""
         self.schedule, self.clip_norm, self.plateau = schedule, clip_norm, copy.deepcopy(plateau)
@@ -145,27 +54,38 @@ class Training:
         self.start = self._copy()
         self.best = self._copy()
         self.average = self._copy()
+        self.driver = Driver(self, compile)
 
-    def advance(self) -> str:
-        """One step; says what the stopping rule says."""
-        self._set_rates()
+    def advance(self, until: int) -> str:
+        """One step, or several where they are compiled, but none after ``until``; says what the stopping rule says."""
+        said = "go on"
+        most = min(until - self.step, self.plateau.window - len(self.plateau.pending))
+        for outcome in self.driver.run(most):
+            self.step += 1
+            said = self._judge(outcome) if outcome.finite else self._skip(outcome.elbo)
+        return said
+
+    def eager_step(self) -> Outcome:
+        """One step of the optimiser, unless the loss or its gradient is not finite."""
+        self.set_rates(self.rate_factor(self.step))
         self.optimizer.zero_grad(set_to_none=True)
         estimate = self.problem.estimate(self.step / self.max_steps)
         estimate.loss.backward()
         elbo = float(estimate.log_weights.mean())
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        self.step += 1
-        if not (math.isfinite(elbo) and math.isfinite(float(norm))):
-            return self._skip(elbo)
+        finite = math.isfinite(elbo) and math.isfinite(float(norm))
+        if finite:
+            self.optimizer.step()
+            self.averaged += 1
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1.0 / self.averaged)
+        return Outcome(elbo, finite, self.optimizer.param_groups[0]["lr"])
+
+    def _judge(self, outcome: Outcome) -> str:
         self.skipped_in_a_row = 0
-        self.optimizer.step()
-        self.averaged += 1
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1.0 / self.averaged)
-        rate = self.optimizer.param_groups[0]["lr"]
         window = len(self.plateau.pending) + 1 == self.plateau.window
-        said = self.plateau.update(elbo)
+        said = self.plateau.update(outcome.elbo)
         if window:
-            self._record(rate)
+            self._record(outcome.rate)
         if said == "progress":
             self.best = self._copy()
         elif said == "collapse":
@@ -213,6 +133,7 @@ class Training:
             "history": self.history,
             "counts": [self.step, self.skipped, self.skipped_in_a_row, self.averaged],
             "restart_elbos": restart_elbos,
+            "mode": self.driver.state(),
             "rng": torch.get_rng_state(),
         }
         save_checkpoint(path, state, kind="fit", settings=self.problem.signature)
@@ -228,6 +149,7 @@ class Training:
         self.plateau = Plateau(**state["plateau"])
         self.history = state["history"]
         self.step, self.skipped, self.skipped_in_a_row, self.averaged = state["counts"]
+        self.driver.resume(state.get("mode"))
         torch.set_rng_state(state["rng"])
         return list(state["restart_elbos"])
 
@@ -237,9 +159,13 @@ class Training:
 
     # -- parts of a step -----------------------------------------------------------------------------
 
-    def _set_rates(self) -> None:
-        factor = min(1.0, (self.step + 1) / WARM_UP)
-        factor *= self.plateau.scale if self.schedule is None else self.schedule(self.step / self.max_steps)
+    def rate_factor(self, step: int) -> float:
+        """The step size of a step, over the first one."""
+        scale = self.plateau.scale if self.schedule is None else self.schedule(step / self.max_steps)
+        return min(1.0, (step + 1) / WARM_UP) * scale
+
+    def set_rates(self, factor: float) -> None:
+        """Let the optimiser take steps of ``factor`` times the first size."""
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
 
@@ -287,7 +213,3 @@ def _make_optimizer(optimizer: Any, parameters: list[Tensor], learning_rate: flo
             f"pyro.optim; it made a {type(made).__name__}"
         )
     return made
-
-
-def _leaf(value: Any) -> Tensor:
-    return value.unconstrained() if hasattr(value, "unconstrained") else value

@@ -1,0 +1,112 @@
+"""What a fit trains: a flow guide on a log density, or any Pyro guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_flows_vi.infer._particles import particle_elbo
+from pyro_flows_vi.infer.log_density import LogDensity
+from pyro_flows_vi.infer.objectives import ELBO, Estimate, Objective, Tempering
+
+__all__ = ["FlowProblem", "Problem", "PyroProblem"]
+
+#: draws on which the candidates of the end are compared, and how many at once
+FINAL_DRAWS, CHUNK = 8192, 1024
+
+
+class Problem(Protocol):
+    """What is trained: parameters and estimates of an objective."""
+
+    signature: dict[str, Any]
+    learning_rate: float
+
+    def estimate(self, fraction: float) -> Estimate:
+        """One estimate with gradients, when ``fraction`` of the run is over."""
+
+    def parameters(self) -> list[Tensor]:
+        """The leaves that are trained."""
+
+    def log_weights(self) -> Tensor:
+        """Log weights of many draws of the guide as it is, without gradients."""
+
+
+class FlowProblem:
+    """A flow guide and a log density, under an objective."""
+
+    def __init__(
+        self,
+        guide: Any,
+        log_density: LogDensity,
+        objective: Objective | None,
+        num_particles: int,
+        tempering: Tempering | None,
+    ) -> None:
+        self.guide, self.log_density, self.num_particles, self.tempering = guide, log_density, num_particles, tempering
+        self.objective: Objective = ELBO() if objective is None else objective
+        even = any(name.endswith("weight_units") for name, _ in guide.named_parameters())
+        self.learning_rate = 0.3 if even else 0.03
+        self.signature = {
+            "flow": guide.flow_name,
+            "sites": [[site.name, list(site.unconstrained_shape)] for site in guide.layout],
+            "objective": type(self.objective).__name__,
+            "particles": num_particles,
+        }
+
+    def estimate(self, fraction: float) -> Estimate:
+        """As the objective has it."""
+        temperature = 1.0 if self.tempering is None else self.tempering(fraction)
+        return self.objective(self.guide, self.log_density, self.num_particles, temperature)
+
+    def parameters(self) -> list[Tensor]:
+        """Those of the guide, and of the model where it has any."""
+        own = list(self.guide.parameters())
+        known = {id(p) for p in own}
+        return own + [p for p in self.log_density.parameters() if id(p) not in known]
+
+    @torch.no_grad()
+    def log_weights(self) -> Tensor:
+        """In chunks."""
+        parts = []
+        for _ in range(FINAL_DRAWS // CHUNK):
+            latent, log_q = self.guide.rsample_and_log_prob(CHUNK)
+            parts.append(self.log_density(latent) - log_q)
+        return torch.cat(parts)
+
+
+class PyroProblem:
+    """Any Pyro model and guide, under ``Trace_ELBO``."""
+
+    def __init__(
+        self, model: Callable[..., Any], guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], num_particles: int
+    ) -> None:
+        self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
+        self.elbo = particle_elbo(model, guide, args, kwargs, num_particles)
+        self.learning_rate = 0.01
+        self.signature = {"flow": type(guide).__name__, "particles": num_particles}
+        with poutine.trace(param_only=True) as capture:
+            self.estimate(0.0)
+        values: Any = [site["value"] for site in capture.trace.nodes.values()]
+        self._parameters = list({id(leaf): leaf for leaf in map(_leaf, values)}.values())
+
+    def estimate(self, fraction: float) -> Estimate:
+        """The loss, and the ELBO in place of log weights."""
+        loss: Tensor = self.elbo.differentiable_loss(self.model, self.guide, *self.args, **self.kwargs)
+        return Estimate(loss, -loss.detach()[None])
+
+    def parameters(self) -> list[Tensor]:
+        """All that the guide and the model used."""
+        return self._parameters
+
+    @torch.no_grad()
+    def log_weights(self) -> Tensor:
+        """ELBO estimates, which have the mean of log weights."""
+        return torch.cat([self.estimate(1.0).log_weights for _ in range(64)])
+
+
+def _leaf(value: Any) -> Tensor:
+    return value.unconstrained() if hasattr(value, "unconstrained") else value

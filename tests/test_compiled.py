@@ -1,0 +1,437 @@
+"""Compiled steps of a fit against the eager loop: the same numbers from the same seed, whatever happens on the way."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoNormal
+from torch import Tensor
+
+from pyro_flows_vi.guides import AutoFlow
+from pyro_flows_vi.infer import (
+    ELBO,
+    IWELBO,
+    DReG,
+    FitResult,
+    LogDensity,
+    PathELBO,
+    Plateau,
+    Renyi,
+    compile_mode,
+    compiled,
+    fit,
+    linear_tempering,
+    problems,
+)
+from pyro_flows_vi.infer.compile_mode import Driver, expected_steps, require_mode
+from pyro_flows_vi.infer.compiled import CompiledSteps
+from pyro_flows_vi.infer.problems import FlowProblem
+from pyro_flows_vi.infer.training import Training
+
+X = torch.tensor([[1.0, 0.5, 0.1], [1.0, -1.0, 0.4], [1.0, 2.0, -0.3], [1.0, 0.3, 0.9]], dtype=torch.float64)
+Y = torch.tensor([1.2, -0.8, 3.1, 0.9], dtype=torch.float64)
+LOGGER = "pyro_flows_vi.infer.compile_mode"
+
+Model = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def quick_and_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_default_dtype(torch.float64)
+    monkeypatch.setattr(problems, "FINAL_DRAWS", 1024)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == LOGGER]
+
+
+def regression(x: Tensor, y: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(torch.zeros(x.shape[1]), 2.0).to_event(1))
+    pyro.sample("y", dist.StudentT(4.0, x @ w, 0.7).to_event(1), obs=y)
+
+
+def brittle(x: Tensor, y: Tensor) -> None:
+    """Not a number in a corner that some draws of sixteen reach, and others do not."""
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    pyro.factor("corner", torch.where(w[0] > 1.5, torch.nan, 0.0))
+
+
+def noisy(x: Tensor, y: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    pyro.factor("noise", torch.randn(()) * w[0])
+
+
+def with_parameters(x: Tensor, y: Tensor) -> None:
+    scale = pyro.param("scale", torch.tensor(1.0))
+    pyro.sample("w", dist.Normal(torch.zeros(3), scale.exp()).to_event(1))
+
+
+def run(
+    mode: str | bool, steps: int = 20, model: Model = regression, flow: str = "realnvp", **options: Any
+) -> tuple[FitResult, Tensor]:
+    """A short fit, and the guide's parameters after it."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(7)
+    depth, scale = options.pop("num_transforms", 1), options.pop("init_scale", 0.3)
+    guide = AutoFlow(model, flow, depth, init_scale=scale).setup(X, Y)
+    settings = {"num_particles": 16, "plateau": Plateau(window=5), "start": "guide", "seed": 0, "progress": False}
+    result = fit(model, guide, X, Y, max_steps=steps, compile=mode, **{**settings, **options})
+    return result, torch.cat([p.detach().reshape(-1) for p in guide.parameters()])
+
+
+def require_same(first: tuple[FitResult, Tensor], second: tuple[FitResult, Tensor], tolerance: float = 1e-8) -> None:
+    torch.testing.assert_close(first[1], second[1], rtol=0.0, atol=tolerance)
+    assert first[0].history.keys() == second[0].history.keys()
+    for name, curve in first[0].history.items():
+        assert curve == pytest.approx(second[0].history[name], abs=10 * tolerance)
+    for name in ("steps", "skipped_steps", "kept", "stop_reason"):
+        assert getattr(first[0], name) == getattr(second[0], name)
+    assert first[0].elbo == pytest.approx(second[0].elbo, abs=10 * tolerance)
+
+
+def training(mode: str | bool = "trace", steps: int = 1000, **options: Any) -> Training:
+    pyro.set_rng_seed(7)
+    guide = AutoFlow(regression, "realnvp", 1).setup(X, Y)
+    problem = FlowProblem(guide, LogDensity(regression, X, Y), PathELBO(), 8, None)
+    result = Training(problem)
+    settings = {"optimizer": None, "learning_rate": None, "schedule": None, "clip_norm": 10.0}
+    rules = {"plateau": Plateau(), "max_steps": steps, "max_skipped": 5}
+    result.configure(**{**settings, **rules, **options}, compile=mode)
+    return result
+
+
+# -- the same numbers --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flow", "options"),
+    [
+        ("realnvp", {"num_transforms": 2}),
+        ("iaf", {"objective": ELBO(), "clip_norm": 0.05}),
+        ("planar", {"objective": IWELBO(5), "schedule": lambda fraction: 1.0 - fraction}),
+        ("radial", {"objective": DReG(4), "tempering": linear_tempering(0.2)}),
+        ("realnvp", {"objective": Renyi(0.3), "tempering": linear_tempering(0.2), "learning_rate": 0.01}),
+        ("realnvp", {"optimizer": pyro.optim.Adam({"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-4})}),
+    ],
+    ids=["path", "elbo", "iwelbo", "dreg", "renyi", "adam"],
+)
+def test_a_traced_fit_is_the_eager_fit(flow: str, options: dict[str, Any]) -> None:
+    require_same(run("trace", flow=flow, **options), run(False, flow=flow, **options))
+
+
+def test_drops_and_collapses_happen_at_the_same_steps() -> None:
+    options = {"plateau": Plateau(window=4, patience=1, drops=1), "learning_rate": 1.0, "max_skipped": 200}
+    eager = run(False, 60, **options)
+    rates = eager[0].history["learning_rate"]
+    assert any(later < earlier for earlier, later in pairwise(rates))
+    require_same(run("trace", 60, **options), eager, 1e-6)
+
+
+def test_frozen_parameters_stay() -> None:
+    def frozen(mode: str | bool) -> tuple[Tensor, list[Tensor]]:
+        fitted = training(mode)
+        fitted.problem.guide.affine.loc.requires_grad_(False)  # type: ignore[attr-defined]
+        torch.manual_seed(0)
+        while fitted.step < 6:
+            fitted.advance(6)
+        return fitted.problem.guide.affine.loc.detach(), [p.detach() for p in fitted.parameters]  # type: ignore
+
+    eager, traced = frozen(False), frozen("trace")
+    assert torch.equal(eager[0], traced[0])
+    for p, q in zip(eager[1], traced[1], strict=True):
+        torch.testing.assert_close(p, q, rtol=0.0, atol=1e-10)
+
+
+def test_single_precision_stays_single() -> None:
+    torch.set_default_dtype(torch.float32)
+    pyro.set_rng_seed(7)
+    guide = AutoFlow(regression, "realnvp", 1)
+    fit(regression, guide, X.float(), Y.float(), max_steps=3, compile="trace", start="guide", progress=False, seed=0)
+    assert {p.dtype for p in guide.parameters()} == {torch.float32}
+
+
+# -- steps that are not finite -----------------------------------------------------------------------
+
+
+def test_steps_that_are_not_finite_are_skipped_alike() -> None:
+    options = {"model": brittle, "max_skipped": 100, "init_scale": 0.6}
+    eager = run(False, 30, **options)
+    assert 5 < eager[0].skipped_steps < 25
+    require_same(run("trace", 30, **options), eager)
+
+
+def test_too_many_in_a_row_are_an_error_and_the_best_is_kept() -> None:
+    def best(mode: str | bool) -> Tensor:
+        pyro.set_rng_seed(7)
+        guide = AutoFlow(brittle, "realnvp", 1, init_scale=0.6).setup(X, Y)
+        options: dict[str, Any] = {"num_particles": 16, "plateau": Plateau(window=2), "start": "guide", "seed": 0}
+        with pytest.raises(ValueError, match="not finite in 2 steps in a row"):
+            fit(brittle, guide, X, Y, max_steps=60, max_skipped=2, compile=mode, progress=False, **options)
+        return torch.cat([p.detach().reshape(-1) for p in guide.parameters()])
+
+    torch.testing.assert_close(best("trace"), best(False), rtol=0.0, atol=1e-8)
+
+
+# -- traces ------------------------------------------------------------------------------------------
+
+
+def test_only_another_shape_is_traced_again() -> None:
+    fitted = training()
+    steps = fitted.driver.steps
+    assert steps is not None and steps.traces == 0
+    problem: Any = fitted.problem
+    while fitted.step < 60:
+        fitted.advance(min(60, fitted.step + 7))
+    assert steps.traces == 1
+    problem.log_density.rebind(X, Y + 100.0)
+    torch.manual_seed(1)
+    moved = fitted.driver.run(1)[0].elbo
+    assert steps.traces == 1 and moved < -20.0  # the data are an input of the graph, and not a constant in it
+    problem.log_density.rebind(X[:3], Y[:3])
+    fitted.driver.run(1)
+    assert steps.traces == 2
+    problem.num_particles = 4
+    fitted.driver.run(1)
+    fitted.driver.run(1)
+    assert steps.traces == 3
+
+
+def test_a_trace_leaves_the_generator_alone() -> None:
+    fitted = training()
+    assert fitted.driver.steps is not None
+    state = torch.get_rng_state()
+    fitted.driver.steps.prepare()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_run_ends_where_it_is_told_to_and_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = training()
+    fitted.driver.run(1)
+    assert len(fitted.driver.run(3)) == 3
+    monkeypatch.setattr(compiled, "PATIENCE", 0.0)
+    assert len(fitted.driver.run(3)) == 1
+
+
+# -- checkpoints -------------------------------------------------------------------------------------
+
+
+def test_a_traced_fit_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    file = tmp_path / "fit.ckpt"
+    whole = run("trace", 30, schedule=lambda fraction: 1.0)
+    run("trace", 16, checkpoint=file, checkpoint_every=8, schedule=lambda fraction: 1.0)
+    resumed = run("trace", 30, checkpoint=file, resume=True, checkpoint_every=8, schedule=lambda fraction: 1.0)
+    assert torch.equal(resumed[1], whole[1]) and resumed[0].history == whole[0].history
+    assert resumed[0].elbo == whole[0].elbo
+
+
+def test_modes_go_on_from_each_others_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "fit.ckpt"
+    whole = run(False, 30)
+    run("trace", 16, checkpoint=file, checkpoint_every=8)
+    require_same(run(False, 30, checkpoint=file, resume=True), whole)
+    with caplog.at_level(logging.INFO, LOGGER):
+        require_same(run("auto", 30, checkpoint=file, resume=True), whole)
+    assert "compile='trace': so does the checkpoint" in caplog.text
+
+
+# -- what is refused ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": lambda p: torch.optim.SGD(p, lr=0.01)}, "the optimiser is SGD, not one plain Adam"),
+        ({"optimizer": lambda p: torch.optim.Adam(p, weight_decay=0.1)}, "of Adam's options, weight_decay"),
+        ({"objective": lambda *args: ELBO()(*args)}, "objective function is not one of this package"),
+        ({"model": with_parameters}, "the model has parameters of its own"),
+        ({"model": noisy}, "the model draws random numbers"),
+        ({"flow": "bnaf"}, "it goes on by values that it computes"),
+    ],
+    ids=["optimiser", "decay", "objective", "parameters", "noise", "solver"],
+)
+def test_fits_that_are_no_graph(
+    options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compile_mode, "STEPS_OF_A_TRACE", 0.0)
+    monkeypatch.setattr(compile_mode, "SAVED_BY_TRACE", 1e6)
+    monkeypatch.setattr(compile_mode, "TRIAL", 2)
+    with pytest.raises(ValueError, match=f"compile='trace' cannot be had: .*{message}.*'auto' or False"):
+        run("trace", 4, **options)
+    eager = run(False, 4, **options)
+    with caplog.at_level(logging.INFO, LOGGER):
+        auto = run("auto", 4, **options)
+    assert torch.equal(auto[1], eager[1]) and auto[0].elbo == eager[0].elbo
+    (line,) = said(caplog)
+    assert message in line and "compile=False" in line
+
+
+def test_other_guides_are_not_compiled() -> None:
+    def model() -> None:
+        pyro.sample("loc", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="only flow guides are compiled"):
+        fit(model, AutoNormal(model), compile="trace", progress=False)
+
+
+def test_modes_that_do_not_exist_or_cannot_be_had_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wrong in (True, "jit", 0, None):
+        with pytest.raises(ValueError, match="compile to be 'auto', 'trace', 'inductor', 'cudagraph' or False"):
+            require_mode(wrong)  # type: ignore[arg-type]
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match="expected a C\\+\\+ compiler"):
+        run("inductor")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="expected a GPU"):
+            run("cudagraph")
+
+
+# -- the choice --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def eager_for_choice(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Costs of nothing, so that the choice goes as far as it can."""
+    for name, value in (("TRIAL", 3), ("STEPS_OF_A_TRACE", 0.0), ("INDUCTOR_PER_TRACE", 0.0), ("INDUCTOR_LEAST", 0.0)):
+        monkeypatch.setattr(compile_mode, name, value)
+    monkeypatch.setattr(compile_mode, "SAVED_BY_TRACE", 1e6)
+    monkeypatch.setattr(compiled, "PATIENCE", 0.0)
+    return monkeypatch
+
+
+def slow_eager(fitted: Training, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.1) -> None:
+    step = fitted.eager_step
+
+    def slow() -> compiled.Outcome:
+        time.sleep(seconds)
+        return step()
+
+    monkeypatch.setattr(fitted, "eager_step", slow)
+
+
+def test_short_runs_stay_eager(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, LOGGER):
+        auto = run("auto", 40)
+    assert torch.equal(auto[1], run(False, 40)[1])
+    (line,) = said(caplog)
+    assert "compile=False: a step takes" in line and "at a cost of" in line
+
+
+def test_long_runs_go_from_eager_to_a_graph_to_the_compiler(
+    eager_for_choice: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    finished: list[str] = []
+
+    def finish(graph: Any, inputs: Any, mode: str) -> Any:
+        finished.append(mode)
+
+        def slow(*values: Tensor) -> Any:
+            time.sleep(0.2 if mode == "trace" else 0.0)
+            return graph.forward(*values)
+
+        return slow
+
+    eager_for_choice.setattr(compiled, "finish", finish)
+    eager_for_choice.setattr(compile_mode, "has_compiler", lambda: True)
+    fitted = training("auto")
+    slow_eager(fitted, eager_for_choice, 0.5)
+    modes = []
+    with caplog.at_level(logging.INFO, LOGGER):
+        while fitted.step < 12:
+            fitted.advance(12)
+            modes.append(fitted.driver.mode)
+    assert modes == [False] * 3 + ["trace"] * 3 + ["inductor"] * 6 and finished == ["trace", "inductor"]
+    assert not fitted.driver.undecided
+    assert "fit tries compile='trace'" in caplog.text and "fit tries compile='inductor'" in caplog.text
+
+
+def test_without_a_compiler_the_graph_is_the_end(
+    eager_for_choice: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    eager_for_choice.setattr(shutil, "which", lambda name: None)
+    fitted = training("auto")
+    slow_eager(fitted, eager_for_choice)
+    with caplog.at_level(logging.INFO, LOGGER):
+        while fitted.step < 8:
+            fitted.advance(8)
+    assert fitted.driver.mode == "trace" and "there is no C++ compiler" in caplog.text
+
+
+def test_a_graph_that_is_no_faster_is_given_up(
+    eager_for_choice: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_steps = CompiledSteps.run
+
+    def slow(self: CompiledSteps, most: int) -> list[compiled.Outcome]:
+        time.sleep(0.2)
+        return run_steps(self, most)
+
+    eager_for_choice.setattr(CompiledSteps, "run", slow)
+    fitted = training("auto")
+    with caplog.at_level(logging.INFO, LOGGER):
+        while fitted.step < 8:
+            fitted.advance(8)
+    assert fitted.driver.mode is False and fitted.driver.steps is None and not fitted.driver.undecided
+    first, second = said(caplog)
+    assert "fit tries compile='trace'" in first and "fit goes on with compile=False" in second
+
+
+def test_a_trace_that_takes_too_long_is_given_up(
+    eager_for_choice: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    eager_for_choice.setattr(compile_mode, "SAVED_BY_TRACE", 1e-9)
+    fitted = training("auto")
+    with caplog.at_level(logging.INFO, LOGGER):
+        while fitted.step < 5:
+            fitted.advance(5)
+    assert fitted.driver.mode is False and "takes longer than it can save" in caplog.text
+
+
+def test_expected_steps() -> None:
+    assert expected_steps(training(False, steps=500)) == 500
+    assert expected_steps(training(False, steps=3000)) == 1500
+    assert expected_steps(training(False, steps=3000, schedule=lambda fraction: 1.0)) == 3000
+    assert expected_steps(training(False, steps=1000, plateau=Plateau(window=100, patience=2, drops=2))) == 600
+    assert isinstance(training(False).driver, Driver)
+
+
+# -- compilers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    not (compile_mode.has_compiler() and os.environ.get("PYRO_FLOWS_VI_COMPILE")),
+    reason="takes a C++ compiler and a minute: set PYRO_FLOWS_VI_COMPILE=1",
+)
+def test_the_inductor_gives_the_eager_fit() -> None:
+    options = {"model": brittle, "max_skipped": 100, "init_scale": 0.6}
+    require_same(run("inductor", 20, **options), run(False, 20, **options))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="takes a GPU")
+def test_a_cuda_graph_gives_the_eager_fit() -> None:
+    def on_gpu(mode: str | bool) -> tuple[float, Tensor]:
+        pyro.set_rng_seed(7)
+        torch.set_default_device("cuda")
+        try:
+            guide = AutoFlow(regression, "realnvp", 2)
+            result = fit(
+                regression, guide, X.cuda(), Y.cuda(), max_steps=20, compile=mode, start="guide", seed=0, progress=False
+            )
+        finally:
+            torch.set_default_device("cpu")
+        return result.elbo, torch.cat([p.detach().reshape(-1) for p in guide.parameters()])
+
+    (elbo, parameters), (expected, whole) = on_gpu("cudagraph"), on_gpu(False)
+    torch.testing.assert_close(parameters, whole, rtol=0.0, atol=1e-8)
+    assert math.isclose(elbo, expected, abs_tol=1e-6)
