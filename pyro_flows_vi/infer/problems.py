@@ -48,8 +48,9 @@ class FlowProblem:
     ) -> None:
         self.guide, self.log_density, self.num_particles, self.tempering = guide, log_density, num_particles, tempering
         self.objective: Objective = ELBO() if objective is None else objective
-        even = any(name.endswith("weight_units") for name, _ in guide.named_parameters())
-        self.learning_rate = 0.3 if even else 0.03
+        names = [name for step in list(guide.transform)[:-1] for name, _ in step.named_parameters()]
+        # Networks in even units take long steps; a linear layer between them, or a flow of other parameters, does not.
+        self.learning_rate = 0.3 if names and all(name.endswith("_units") for name in names) else 0.03
         self.signature = {
             "flow": guide.flow_name,
             "sites": [[site.name, list(site.unconstrained_shape)] for site in guide.layout],
