@@ -19,7 +19,7 @@ demo: $(VENV)/run.stamp
 	$(BIN)/pyro-flows-vi demo
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
