@@ -137,8 +137,8 @@ def test_an_interrupted_fit_ends_with_130_and_goes_on(folder: Path, monkeypatch:
     enter = Interruption.__enter__
     monkeypatch.setattr(Interruption, "__enter__", lambda self: interruptions.append(self) or enter(self))
 
-    def advance_and_stop(self: training.Training) -> str:
-        said = advance(self)
+    def advance_and_stop(self: training.Training, until: int) -> str:
+        said = advance(self, until)
         interruptions[-1].requested = self.step == 2
         return said
 
