@@ -308,6 +308,47 @@ def test_24_the_sign_of_a_one_dimensional_flow(name: str) -> None:
 # -- contexts --------------------------------------------------------------------------------------------
 
 
+def test_6_normalisation_knows_no_batch() -> None:
+    flow = randomize(flows.build("actnorm", 3, num_transforms=1), 0.5)
+    x = torch.randn(5, 3)
+    y, log_det = flow.forward_and_log_det(x)
+    alone = [flow.forward_and_log_det(row[None]) for row in x]
+    torch.testing.assert_close(torch.cat([part for part, _ in alone]), y)
+    torch.testing.assert_close(torch.cat([part for _, part in alone]), log_det)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_8_a_linear_flow_is_inverted_at_any_norm(scale: float) -> None:
+    flow = randomize(flows.build("lu", 4, num_transforms=1).double(), scale)
+    x = torch.randn(7, 4, dtype=torch.float64)
+    torch.testing.assert_close(flow.inverse_and_log_det(flow.forward_and_log_det(x)[0])[0], x, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("spline", ["rational-quadratic", "quadratic", "linear", "cubic"])
+def test_9_splines_in_float32_with_steep_bins(spline: str) -> None:
+    flow = randomize(flows.build("nsf", 1, num_transforms=1, spline=spline), 3.0)
+    x = torch.linspace(-4.0, 4.0, 2001)[:, None]
+    y, log_det = flow.forward_and_log_det(x)
+    back = flow.inverse_and_log_det(y)[0]
+    assert bool((y.diff(dim=0) >= 0).all() & back.isfinite().all())
+    resolution = 1e-5 * (1.0 + y.abs() + x.abs()) * (1.0 + torch.exp(-log_det)[:, None])  # what y's digits know of x
+    assert bool(((back - x).abs() <= resolution).all())
+
+
+def test_10_a_polynomial_starts_near_the_identity() -> None:
+    x = torch.randn(200, 4)
+    y, log_det = flows.build("sos", 4).forward_and_log_det(x)
+    assert (y - x).abs().median() < 0.01
+    assert abs((0.5 * (y.square() - x.square()).sum(-1) - log_det).mean().item()) < 0.2  # of a loss of about 2
+
+
+@pytest.mark.parametrize("name", ["lu", "glow"])
+def test_27_log_det_with_a_batch_of_contexts(name: str) -> None:
+    flow = randomize(flows.build(name, 4, context_dim=2, num_transforms=1), 0.1)
+    y, log_det = flow.forward_and_log_det(torch.randn(4), torch.randn(3, 2, 2))
+    assert y.shape == (3, 2, 4) and log_det.shape == (3, 2)
+
+
 @pytest.mark.parametrize("name", CONDITIONAL)
 def test_25_every_context_has_a_draw_of_its_own(name: str) -> None:
     flow = CONDITIONAL[name](4, 3).eval()
