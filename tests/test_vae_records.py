@@ -139,6 +139,15 @@ def test_a_checkpoint_ahead_of_its_record_is_noticed(tmp_path: Path) -> None:
         load_row(path, SMALL)
 
 
+def test_resuming_needs_the_checkpoint(tmp_path: Path) -> None:
+    path = trained(tmp_path)
+    old = path.read_bytes()
+    path.with_suffix(".ckpt").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint|ckpt"):
+        trained(tmp_path, resume=True)
+    assert path.read_bytes() == old
+
+
 def test_fewer_test_images_are_told(tmp_path: Path) -> None:
     record = evaluate_row(trained(tmp_path), SMALL, 20, max_images=7, device="cpu", progress=False)
     assert record["results"]["num_images"] == 7

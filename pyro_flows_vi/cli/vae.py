@@ -159,6 +159,8 @@ def table(
     from pyro_flows_vi.infer.checkpoint import differences, write_atomically
     from pyro_flows_vi.vae import ROWS, finish_row, load_records, record_path, render_table
 
+    if not train_missing and (rows or overrides):
+        raise ValueError("--row and --set say what to train: give them with --train-missing")
     if train_missing:
         loaded = datasets.load(data, data_dir)
         for name in rows or ROWS:
