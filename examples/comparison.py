@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,14 +17,16 @@ from matplotlib.figure import Figure
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from pyro_flows_vi import __version__
-from pyro_flows_vi.infer import write_atomically
+from pyro_flows_vi.infer import FitResult, write_atomically
+from pyro_flows_vi.infer.records import versions
+from pyro_flows_vi.infer.report import Report
 
 __all__ = [
     "arguments",
     "compare",
     "intervals",
     "nuts",
+    "outcome",
     "pair",
     "print_table",
     "save_figure",
@@ -146,16 +147,21 @@ def save_figure(figure: Figure, folder: Path, name: str) -> Path:
     return path
 
 
+def outcome(result: FitResult, report: Report) -> dict[str, Any]:
+    """How a fit went and what its diagnosis found, for a record."""
+    return {
+        "fit": vars(result) | {"history": None, "settings": None},
+        "verdict": report.verdict,
+        "khat": report.khat,
+        "ess": report.ess,
+        "num_draws": report.num_draws,
+    }
+
+
 def save_record(folder: Path, name: str, options: argparse.Namespace, **content: Any) -> Path:
     """What was asked, what came out, and with which versions, as ``folder/name.json``."""
     asked = {key: value for key, value in vars(options).items() if isinstance(value, int)}
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pyro": pyro.__version__,
-        "pyro_flows_vi": __version__,
-    }
-    record = _rounded({"example": name, "options": asked, "versions": versions, **content})
+    record = _rounded({"example": name, "options": asked, "versions": versions(), **content})
     path = folder / f"{name}.json"
     write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
     print(f"record: {path}")

@@ -17,7 +17,17 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from examples.benchmarks.posteriors import scalars, truth
-from examples.comparison import arguments, compare, nuts, pair, print_table, save_figure, save_record, summaries
+from examples.comparison import (
+    arguments,
+    compare,
+    nuts,
+    outcome,
+    pair,
+    print_table,
+    save_figure,
+    save_record,
+    summaries,
+)
 from pyro_flows_vi.guides import AutoFlow
 from pyro_flows_vi.infer import diagnose, fit
 
@@ -77,11 +87,7 @@ def main(argv: list[str] | None = None) -> None:
         options.record,
         "eight_schools",
         options,
-        fit=vars(result) | {"history": None, "settings": None},
-        verdict=report.verdict,
-        khat=report.khat,
-        ess=report.ess,
-        num_draws=report.num_draws,
+        **outcome(result, report),
         reference="NumPyro's NUTS on the non-centred form, four chains of 10,000 draws",
         chain={key: chain[key] for key in ("divergences", "seconds")},
         scalars=rows,

@@ -18,7 +18,7 @@ from sklearn.datasets import load_breast_cancer
 from torch import Tensor
 
 from examples.benchmarks.posteriors import scalars, truth
-from examples.comparison import arguments, compare, intervals, print_table, save_figure, save_record, summaries
+from examples.comparison import arguments, compare, intervals, outcome, print_table, save_figure, save_record, summaries
 from pyro_flows_vi.guides import AutoFlow
 from pyro_flows_vi.infer import diagnose, fit
 
@@ -66,11 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         options.record,
         "logistic_regression",
         options,
-        fit=vars(result) | {"history": None, "settings": None},
-        verdict=report.verdict,
-        khat=report.khat,
-        ess=report.ess,
-        num_draws=report.num_draws,
+        **outcome(result, report),
         reference="NumPyro's NUTS in whitened coordinates, four chains of 10,000 draws",
         scalars=rows,
     )

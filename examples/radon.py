@@ -19,7 +19,17 @@ from pyro import poutine
 from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
-from examples.comparison import arguments, compare, intervals, nuts, print_table, save_figure, save_record, summaries
+from examples.comparison import (
+    arguments,
+    compare,
+    intervals,
+    nuts,
+    outcome,
+    print_table,
+    save_figure,
+    save_record,
+    summaries,
+)
 from pyro_flows_vi.guides import AutoFlow
 from pyro_flows_vi.infer import diagnose, fit, to_arviz
 
@@ -101,11 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         options.record,
         "radon",
         options,
-        fit=vars(result) | {"history": None, "settings": None},
-        verdict=report.verdict,
-        khat=report.khat,
-        ess=report.ess,
-        num_draws=report.num_draws,
+        **outcome(result, report),
         reference=f"Pyro's NUTS on the non-centred form, one chain of {options.draws} draws",
         scalars={label: row for label, row in rows.items() if label in POPULATION},
         worst={

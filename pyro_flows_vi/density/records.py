@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_flows_vi.density.settings import FitSettings
-from pyro_flows_vi.infer.records import NUMBER, Fields, check_fields, read_record, write_record
+from pyro_flows_vi.infer.records import NUMBER, Fields, check_fields, load_checked, load_folder, write_record
 
 __all__ = ["SCHEMA", "load_record", "load_records", "save_record"]
 
@@ -91,10 +91,7 @@ def load_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ValueError: for a file that is missing or no record, and a field that is missing or wrong; by name.
     """
-    path = Path(path)
-    record: dict[str, Any] = read_record(path)
-    _check(path, record)
-    return record
+    return load_checked(path, _check)
 
 
 def load_records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -103,10 +100,7 @@ def load_records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
         ValueError: for a folder without records, or a bad one.
     """
-    paths = sorted(Path(folder).glob("*.json"))
-    if not paths:
-        raise ValueError(f"{folder}: expected a folder with records (*.json), found none; train a density first")
-    return [load_record(path) for path in paths]
+    return load_folder(folder, _check, "train a density first")
 
 
 def _check(path: Path, record: Any) -> None:

@@ -9,13 +9,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["Evaluate", "climb"]
+__all__ = ["Evaluate", "climb", "in_double"]
 
 #: places ``(n, D)`` to log densities ``(n,)`` and their gradients ``(n, D)``, in double precision
 Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 #: pairs of moves and slopes that a climb remembers
 MEMORY = 15
+
+
+def in_double(value_and_score: Evaluate, like: Tensor) -> Evaluate:
+    """A log density that computes in the precision of ``like``, asked and answered in double precision."""
+
+    def evaluate(places: Tensor) -> tuple[Tensor, Tensor]:
+        value, score = value_and_score(places.to(like))
+        return value.double(), score.double()
+
+    return evaluate
 
 
 def climb(evaluate: Evaluate, place: Tensor, evaluations: int) -> tuple[Tensor, Tensor]:

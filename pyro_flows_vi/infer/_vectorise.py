@@ -17,7 +17,7 @@ __all__ = ["FAILURES", "LinAlgError", "ParticleMap", "is_random"]
 
 LinAlgError: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 #: what vmap, and models under it, raise where they cannot go on
-FAILURES = (RuntimeError, ValueError, TypeError, NotImplementedError)
+FAILURES = (RuntimeError, ValueError, TypeError)
 
 #: what makes a tensor that a model may write into
 _FRESH = {

@@ -9,7 +9,7 @@ import torch
 from pyro.infer.autoguide import init_to_median, init_to_sample, init_to_uniform
 from torch import Tensor
 
-from pyro_flows_vi.infer._climb import Evaluate, climb
+from pyro_flows_vi.infer._climb import Evaluate, climb, in_double
 from pyro_flows_vi.infer.importance import Draws
 from pyro_flows_vi.infer.log_density import LogDensity
 
@@ -75,9 +75,7 @@ def find_modes(density: LogDensity, draws: Draws, log_weights: Tensor, log_evide
     latent = draws.latent
     centre, frame = _frame(latent)
 
-    def evaluate(points: Tensor) -> tuple[Tensor, Tensor]:
-        value, score = density.value_and_score(points.to(latent))  # in the model's own precision
-        return value.double(), score.double()
+    evaluate = in_double(density.value_and_score, latent)
 
     def whitened(places: Tensor) -> tuple[Tensor, Tensor]:
         value, score = evaluate(centre + places @ frame.T)
@@ -113,7 +111,7 @@ def _starts(density: LogDensity, latent: Tensor, centre: Tensor, frame: Tensor) 
     for init in inits:
         try:
             starts.append(density.initial(init).to(centre))
-        except (NotImplementedError, RuntimeError, ValueError):  # an improper prior, which has no draws
+        except (RuntimeError, ValueError):  # an improper prior, which has no draws
             continue
     return starts
 

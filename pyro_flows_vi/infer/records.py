@@ -6,7 +6,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ __all__ = [
     "check_fields",
     "check_folder",
     "default_device",
+    "load_checked",
+    "load_folder",
     "machine",
     "read_record",
     "rounded",
@@ -33,6 +35,8 @@ __all__ = [
 NUMBER = (int, float)
 #: the fields that a record must have, by their path ``a.b``, with their types
 Fields = Mapping[str, type | tuple[type, ...]]
+#: raises ``ValueError`` for a record that is not as it should be: ``check(path, record)``
+Check = Callable[[Path, Any], None]
 
 
 def write_record(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
@@ -53,6 +57,26 @@ def read_record(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"{path}: expected a record, but it cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"{path}: expected a JSON record, got something else: {error}") from error
+
+
+def load_checked(path: str | os.PathLike[str], check: Check) -> dict[str, Any]:
+    """The record in a file, after ``check(path, record)``."""
+    path = Path(path)
+    record: dict[str, Any] = read_record(path)
+    check(path, record)
+    return record
+
+
+def load_folder(folder: str | os.PathLike[str], check: Check, advice: str) -> list[dict[str, Any]]:
+    """All records ``*.json`` of a folder, in the order of their names.
+
+    Raises:
+        ValueError: for a folder without records, with ``advice``, or a bad one.
+    """
+    paths = sorted(Path(folder).glob("*.json"))
+    if not paths:
+        raise ValueError(f"{folder}: expected a folder with records (*.json), found none; {advice}")
+    return [load_checked(path, check) for path in paths]
 
 
 def check_fields(path: Path, record: Any, fields: Fields, schema: int) -> None:

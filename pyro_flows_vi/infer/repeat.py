@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from pyro_flows_vi.infer._vectorise import FAILURES
+
 __all__ = ["CHUNK", "OwnNoise", "repeat", "seeded"]
 
 #: runs at once
@@ -64,7 +66,7 @@ def repeat(one: Callable[..., Any], count: int, inputs: dict[str, Tensor] | None
                 )
                 for index in places.split(CHUNK)
             ]
-        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        except FAILURES as error:
             rest = [{name: value[i] for name, value in rows.items()} for i in range(count)]
             first = run(places[0], rest[0])  # an error of the model's own is raised here, as it is
             reason = str(error).strip().split("\n")[0]

@@ -9,7 +9,7 @@ import torch
 from pyro.infer.autoguide import init_to_sample
 from torch import Tensor
 
-from pyro_flows_vi.infer._climb import climb
+from pyro_flows_vi.infer._climb import climb, in_double
 from pyro_flows_vi.infer.gaussian import GaussianFit, fit_gaussian
 from pyro_flows_vi.infer.log_density import LogDensity
 
@@ -72,14 +72,10 @@ def summits(log_density: LogDensity, like: Tensor, count: int) -> list[Tensor]:
     if count == 0:
         return []
     starts = torch.stack(box[:CLIMBS])
-    with suppress(NotImplementedError, RuntimeError, ValueError):  # an improper prior, which has no draws
+    with suppress(RuntimeError, ValueError):  # an improper prior, which has no draws
         draws = [log_density.initial(init_to_sample).to(like) for _ in range(CLIMBS)]
         starts = torch.cat([starts, torch.stack(draws)])
-
-    def evaluate(places: Tensor) -> tuple[Tensor, Tensor]:
-        value, score = log_density.value_and_score(places.to(like))  # in the model's own precision
-        return value.double(), score.double()
-
+    evaluate = in_double(log_density.value_and_score, like)
     tops, places = climb(evaluate, starts.double(), EVALUATIONS)
     tops = tops.nan_to_num(nan=-math.inf, posinf=-math.inf)
     found: list[Tensor] = []

@@ -89,18 +89,22 @@ def _upper_quantile(log_tail: Tensor) -> Tensor:
     return y
 
 
-class _LogSurvival(torch.autograd.Function):
-    """The logarithm of the tail, and its derivative -1 / M."""
+class _OfOne(torch.autograd.Function):
+    """A function whose derivative is computed from its argument."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return _log_survival(x)
-
-    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
+
+
+class _LogSurvival(_OfOne):
+    """The logarithm of the tail, and its derivative -1 / M."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return _log_survival(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -108,18 +112,12 @@ class _LogSurvival(torch.autograd.Function):
         return -grad * torch.exp(-log_mills(x))
 
 
-class _LogMills(torch.autograd.Function):
+class _LogMills(_OfOne):
     """The logarithm of Mills' ratio, with the derivative x - 1 / M, far right by its series."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return _log_mills(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

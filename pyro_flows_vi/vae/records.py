@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pyro_flows_vi.infer.records import NUMBER, check_fields, read_record, write_record
+from pyro_flows_vi.infer.records import NUMBER, check_fields, load_checked, load_folder, write_record
 from pyro_flows_vi.vae.history import CURVES
 from pyro_flows_vi.vae.protocols import restored
 
@@ -83,10 +83,7 @@ def load_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ValueError: for a file that is missing or no record, and a field that is missing or wrong; by name.
     """
-    path = Path(path)
-    record: dict[str, Any] = read_record(path)
-    _check(path, record)
-    return record
+    return load_checked(path, _check)
 
 
 def load_records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -95,10 +92,7 @@ def load_records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
         ValueError: for a folder without records, or a bad one.
     """
-    paths = sorted(Path(folder).glob("*.json"))
-    if not paths:
-        raise ValueError(f"{folder}: expected a folder with records (*.json), found none; train a row first")
-    return [load_record(path) for path in paths]
+    return load_folder(folder, _check, "train a row first")
 
 
 def _check(path: Path, record: Any) -> None:
