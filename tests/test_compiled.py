@@ -35,8 +35,8 @@ from pyro_flows_vi.infer import (
     linear_tempering,
     problems,
 )
-from pyro_flows_vi.infer.compile_mode import Driver, expected_steps, require_mode
-from pyro_flows_vi.infer.compiled import CompiledSteps
+from pyro_flows_vi.infer.compile_mode import Driver, require_mode
+from pyro_flows_vi.infer.fit_steps import FitSteps, Outcome
 from pyro_flows_vi.infer.problems import FlowProblem
 from pyro_flows_vi.infer.training import Training
 
@@ -313,7 +313,7 @@ def eager_for_choice(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def slow_eager(fitted: Training, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.1) -> None:
     step = fitted.eager_step
 
-    def slow() -> compiled.Outcome:
+    def slow() -> Outcome:
         time.sleep(seconds)
         return step()
 
@@ -333,12 +333,13 @@ def test_long_runs_go_from_eager_to_a_graph_to_the_compiler(
 ) -> None:
     finished: list[str] = []
 
-    def finish(graph: Any, inputs: Any, mode: str) -> Any:
+    def finish(graph: Any, inputs: Any, size: int, mode: str) -> Any:
         finished.append(mode)
 
         def slow(*values: Tensor) -> Any:
             time.sleep(0.2 if mode == "trace" else 0.0)
-            return graph.forward(*values)
+            (report,) = graph.forward(*values)
+            return values[:size], report
 
         return slow
 
@@ -371,13 +372,13 @@ def test_without_a_compiler_the_graph_is_the_end(
 def test_a_graph_that_is_no_faster_is_given_up(
     eager_for_choice: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_steps = CompiledSteps.run
+    run_steps = FitSteps.run
 
-    def slow(self: CompiledSteps, most: int) -> list[compiled.Outcome]:
+    def slow(self: FitSteps, most: int) -> list[Outcome]:
         time.sleep(0.2)
         return run_steps(self, most)
 
-    eager_for_choice.setattr(CompiledSteps, "run", slow)
+    eager_for_choice.setattr(FitSteps, "run", slow)
     fitted = training("auto")
     with caplog.at_level(logging.INFO, LOGGER):
         while fitted.step < 8:
@@ -399,10 +400,10 @@ def test_a_trace_that_takes_too_long_is_given_up(
 
 
 def test_expected_steps() -> None:
-    assert expected_steps(training(False, steps=500)) == 500
-    assert expected_steps(training(False, steps=3000)) == 1500
-    assert expected_steps(training(False, steps=3000, schedule=lambda fraction: 1.0)) == 3000
-    assert expected_steps(training(False, steps=1000, plateau=Plateau(window=100, patience=2, drops=2))) == 600
+    assert training(False, steps=500).expected_steps() == 500
+    assert training(False, steps=3000).expected_steps() == 1500
+    assert training(False, steps=3000, schedule=lambda fraction: 1.0).expected_steps() == 3000
+    assert training(False, steps=1000, plateau=Plateau(window=100, patience=2, drops=2)).expected_steps() == 600
     assert isinstance(training(False).driver, Driver)
 
 
