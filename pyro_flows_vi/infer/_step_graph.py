@@ -20,7 +20,7 @@ _aten = torch.ops.aten
 #: random numbers for which of a tensor only its shape, dtype and device matter
 _LIKE = {
     _aten.randn_like.default, _aten.rand_like.default, _aten.normal_.default, _aten.uniform_.default,
-    _aten.exponential_.default,
+    _aten.exponential_.default, _aten.bernoulli_.float,
 }  # fmt: skip
 #: what no compiler makes faster than it is
 _PRODUCTS = {

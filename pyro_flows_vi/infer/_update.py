@@ -1,4 +1,4 @@
-"""An optimiser's update of flat vectors, in place, as part of the graph of a step."""
+"""An optimiser's update in place, as part of the graph of a step."""
 
 from __future__ import annotations
 
@@ -58,18 +58,32 @@ def update(
     if fused and type(optimizer) is Adam:
         parameters, firsts, seconds = map(list, state)
         torch._fused_adam_(
-            parameters, list(gradients), firsts, seconds, [], [steps.float()] * len(parameters),
-            lr=rate.float() if rate.is_cuda else rate, beta1=decay, beta2=decay_of_squares, weight_decay=0.0, eps=eps, amsgrad=False, maximize=False,
-            grad_scale=None, found_inf=(~finite).float(),
-        )  # fmt: skip
+            parameters,
+            list(gradients),
+            firsts,
+            seconds,
+            [],
+            [steps.float()] * len(parameters),
+            lr=rate.float() if rate.is_cuda else rate,
+            beta1=decay,
+            beta2=decay_of_squares,
+            weight_decay=0.0,
+            eps=eps,
+            amsgrad=False,
+            maximize=False,
+            found_inf=(~finite).float(),
+        )
         return
+    # stacked, so that a compiler computes them once, and not in the loop over each parameter
+    sizes = torch.stack([rate / correction, (1.0 - decay_of_squares**steps).sqrt()]).to(gradients[0].dtype)
+    step_size, root = sizes.unbind()
     for parameter, first, second, gradient in zip(*state, gradients, strict=True):
         new_first = torch.lerp(first, gradient, 1.0 - decay)
         if type(optimizer) is Adam:
             new_second = second * decay_of_squares + (1.0 - decay_of_squares) * gradient.square()
-            spread = new_second.sqrt() / (1.0 - decay_of_squares**steps).sqrt() + eps
+            spread = new_second.sqrt() / root + eps
         else:
             new_second = spread = torch.maximum(second * decay_of_squares, gradient.abs() + eps)
-        new_parameter = parameter - (rate / correction) * (new_first / spread)
+        new_parameter = parameter - step_size * (new_first / spread)
         for old, new in ((parameter, new_parameter), (first, new_first), (second, new_second)):
             old.copy_(torch.where(finite, new, old))

@@ -83,9 +83,10 @@ class Driver:
     """Runs steps in one mode.
 
     ``"auto"`` begins step by step. After some steps it traces, unless the rest of the run is too short for the
-    trace to be paid back, and gives a trace up that takes longer than half of what it can save. It goes back where
-    the graph turns out no faster. Of long runs, it then has the graph compiled: by the inductor where that is expected
-    to take less than half of the time that it saves. Each choice is logged with its numbers.
+    trace to be paid back, and gives a trace up that takes longer than half of what it can save. Of long runs, it then
+    has the graph compiled, where that is expected to take less than half of the time that it saves; products of
+    matrices, whose share in a step it measures, are expected to stay as slow as they are. In the end it goes on in the
+    mode that was fastest. Each choice is logged with its numbers.
 
     Args:
         work: whose steps are run.
@@ -101,7 +102,7 @@ class Driver:
         self.steps: Steps | None = None
         self.undecided = compile == "auto"
         self._seconds: list[float] = []
-        self._others: list[tuple[str | bool, Steps | None, float]] = []  # modes before this one, with times
+        self._tried: list[tuple[str | bool, Steps | None, float]] = []  # with the seconds of a step
         reason = None if compile is False else work.refusal()
         if reason is not None and not self.undecided:
             raise ValueError(f"compile={compile!r} cannot be had: {reason}; use compile='auto' or False")
@@ -141,48 +142,45 @@ class Driver:
     def _turn_to(self, mode: str | bool) -> None:
         self.mode, self.steps = mode, self.work.compiled_steps(str(mode)) if mode else None
 
-    def _settle(self, why: str) -> None:
+    def _settle(self, why: str, best: tuple[str | bool, Steps | None, float] | None = None) -> None:
         self.undecided = False
+        if best is not None:
+            self.mode, self.steps, _ = best
         logger.info("%s goes on with compile=%r: %s", self.work.work, self.mode, why)
 
     def _choose(self) -> None:
         """Judge the mode of the last steps, and perhaps try the next one."""
         seconds, self._seconds = statistics.median(self._seconds), []
-        said = f"a step takes {1e3 * seconds:.2f} ms"
-        if self._others:
-            before, steps, others = self._others[-1]
-            said += f", and {1e3 * others:.2f} ms with compile={before!r}"
-            if seconds >= others:
-                self.mode, self.steps = before, steps
-                self._settle(said)
-                return
+        self._tried.append((self.mode, self.steps, seconds))
+        said = ", and ".join(f"{1e3 * time:.2f} ms with compile={mode!r}" for mode, _, time in self._tried[::-1])
+        said = f"a step takes {said}"
+        best = min(self._tried, key=lambda tried: tried[2])
+        on_gpu, expected = self.work.parameters[0].is_cuda, self.work.expected_steps()
         if self.mode in ("inductor", "cudagraph"):
-            self._settle(said)
+            self._settle(said, best)
             return
-        on_gpu = self.work.parameters[0].is_cuda
-        expected = self.work.expected_steps()
         if self.steps is None:
             mode, cost, saved = "trace", STEPS_OF_A_TRACE * seconds, SAVED_BY_TRACE * expected * seconds
         else:
-            saved = SAVED_BY_COMPILER * (1.0 - self.steps.products) * expected * seconds
+            left = 1.0 - SAVED_BY_COMPILER * (1.0 - self.steps.products)
+            saved = max(0.0, expected * (best[2] - left * seconds))
             mode = "cudagraph" if on_gpu else "inductor"
             cost = self._traced_in if on_gpu else max(INDUCTOR_LEAST, INDUCTOR_PER_TRACE * self._traced_in)
         said += f"; of {expected} more steps {mode!r} would save {saved:.1f} s at a cost of {cost:.1f} s"
-        if cost > saved / 2:
-            self._settle(said)
+        if cost >= saved / 2:
+            self._settle(said, best)
         elif mode == "inductor" and not has_compiler():
-            self._settle(f"{said}, but there is no C++ compiler")
+            self._settle(f"{said}, but there is no C++ compiler", best)
         else:
-            self._try(mode, seconds, saved, said)
+            self._try(mode, saved, said, best)
 
-    def _try(self, mode: str, seconds: float, saved: float, said: str) -> None:
+    def _try(self, mode: str, saved: float, said: str, best: tuple[str | bool, Steps | None, float]) -> None:
         began, steps = time.perf_counter(), self.work.compiled_steps(mode)
         try:
             steps.prepare(began + saved / 2)
         except Exception as error:  # whatever a tracer or a compiler raises, the steps before are there
-            self._settle(f"{mode!r} failed: {str(error).strip()[:200]} ({said})")
+            self._settle(f"{mode!r} failed: {str(error).strip()[:200]} ({said})", best)
             return
         self._traced_in = time.perf_counter() - began
         logger.info("%s tries compile=%r: %s", self.work.work, mode, said)
-        self._others.append((self.mode, self.steps, seconds))
         self.mode, self.steps = mode, steps

@@ -1,4 +1,4 @@
-"""Training steps as one graph: a loss, its gradient, clipping, Adam or Adamax, and averaging."""
+"""Training steps as one graph each: a loss, its gradient, clipping, Adam or Adamax, and averaging."""
 
 from __future__ import annotations
 
@@ -23,21 +23,23 @@ __all__ = ["CompiledSteps"]
 
 #: seconds after which a run of steps is over, so that Ctrl-C and the progress bar wait no longer
 PATIENCE = 0.25
-#: numbers in a parameter, on average, above which a copy of all gradients costs more than a call for each
+#: numbers in a parameter, on average, above which joining them costs more than a call for each
 LARGE = 4096
 
 
 class CompiledSteps(abc.ABC):
-    """Runs the steps of a training as calls of one function of flat vectors.
+    """Runs the steps of a training as calls of one function.
 
-    .. math:: (\\theta, m, v, \\bar\\theta, c; \\text{controls}, \\text{data}, \\epsilon) \\mapsto
-              (\\theta', m', v', \\bar\\theta', c'; \\text{report})
+    .. math:: (c, \\theta, m, v, \\bar\\theta; \\text{controls}, \\text{data}, \\epsilon) \\mapsto
+              (c', \\theta', m', v', \\bar\\theta'; \\text{report})
 
     with the optimiser's moments, the average, the counts of steps c, step size and other controls, minibatch or other
     tensors, and base draws. The draws are made outside the graph by the generator calls that the graph would make, so
     that a seed means the same in every mode. Nothing in a run waits for the results: they are read once, at its end,
     where also the parameters, the average and the optimiser's state are written back, so that a run starts from
-    wherever the last step, of whatever mode, ended. A step whose report is not finite changes nothing.
+    wherever the last step, of whatever mode, ended. A step whose report is not finite changes nothing. Many small
+    parameters are joined into one vector, since then the calls cost more than the copies; a few large ones stay as they
+    are.
 
     Args:
         parameters: what is trained.
@@ -61,6 +63,8 @@ class CompiledSteps(abc.ABC):
         self.products = 0.0  # the share of products of matrices in the time of a step, once it is traced
         self.sizes = [p.numel() for p in parameters]
         self._steps: dict[tuple[Any, ...], Step] = {}
+        self.flat = sum(self.sizes) <= LARGE * len(self.sizes)
+        self._moments: list[tuple[list[Tensor], list[Tensor]]] = []  # as last written back, joined and in pieces
 
     # -- what is trained -----------------------------------------------------------------------------
 
@@ -84,9 +88,11 @@ class CompiledSteps(abc.ABC):
 
     def taken(self) -> None:
         """A step with these data was done."""
+        return
 
     def before_trace(self) -> None:
-        """What has to be ready for :meth:`loss`."""
+        """Make ready what :meth:`loss` needs."""
+        return
 
     def modules(self) -> list[nn.Module]:
         """Whose buffers must stay as they are."""
@@ -97,7 +103,8 @@ class CompiledSteps(abc.ABC):
         return [], 0
 
     def set_averaged(self, count: int) -> None:
-        """Of how many steps the average is now."""
+        """Say of how many steps the average is now."""
+        return
 
     # -- steps ---------------------------------------------------------------------------------------
 
@@ -167,8 +174,9 @@ class CompiledSteps(abc.ABC):
             said = "it goes on by values that it computes, such as whether a solver has converged"
             raise Untraceable(said if reads else str(error).strip().split("\n")[0]) from error
         finally:
-            changed = [(buffer, value) for buffer, version, value in before if buffer._version != version]
-            for buffer, value in changed:
+            # not every kernel that writes into a buffer counts that as a new version of it
+            changed = any(b._version != version or not torch.equal(b, value) for b, version, value in before)
+            for buffer, _, value in before if changed else ():
                 buffer.data.copy_(value)
         if changed:
             raise Untraceable("a module keeps a state that a step changes")
@@ -180,23 +188,19 @@ class CompiledSteps(abc.ABC):
         graph.recompile()
         return graph, draws
 
-    def _step(self, parameters: Tensor, first: Tensor, second: Tensor, counts: Tensor, *others: Tensor) -> list[Tensor]:
+    def _step(self, *values: Tensor) -> list[Tensor]:
         """One step; what is traced."""
-        averages, (control, *tensors) = others[: self.averaging], others[self.averaging :]
+        parameters, first, second, averages, counts = self._parts(values)
+        control, *tensors = values[self._size :]
         pieces = [
             piece.view_as(p).detach().requires_grad_(p.requires_grad)
-            for piece, p in zip(parameters.split(self.sizes), self.parameters, strict=True)
+            for piece, p in zip(self._pieces(parameters), self.parameters, strict=True)
         ]
         with torch.enable_grad():
             loss, report = self.loss(pieces, control, tuple(tensors))
             moved = [piece for piece in pieces if piece.requires_grad]
             found = iter(torch.autograd.grad(loss, moved, materialize_grads=True))
-        gradients = [(next(found) if piece.requires_grad else torch.zeros_like(piece)) for piece in pieces]
-        gradients = [gradient.reshape(-1) for gradient in gradients]
-        fused = self.mode != "inductor" and (not parameters.is_cuda or parameters.dtype == torch.float32)
-        cuts = self.sizes if fused and sum(self.sizes) > LARGE * len(self.sizes) else [sum(self.sizes)]
-        if len(cuts) < len(gradients):
-            gradients = [torch.cat(gradients)]
+        gradients = self._joined([next(found) if piece.requires_grad else torch.zeros_like(piece) for piece in pieces])
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
         numbers = torch.stack([number.double() for number in (*report, norm)])
         finite = numbers.isfinite().all()
@@ -205,39 +209,57 @@ class CompiledSteps(abc.ABC):
             gradients = [gradient * scale for gradient in gradients]
         counts.add_(finite)
         steps, averaged = counts.unbind()
-        state = parameters.split(cuts), first.split(cuts), second.split(cuts)
-        update(self.optimizer, state, gradients, steps, control[0], finite, fused)
-        for average in averages:
-            average.lerp_(parameters, (finite / averaged.clamp(min=1.0)).to(average.dtype))
+        fused = self.mode != "inductor" and (not control.is_cuda or norm.dtype == torch.float32)
+        update(self.optimizer, (parameters, first, second), gradients, steps, control[0], finite, fused)
+        for average, parameter in zip(averages, parameters, strict=False):
+            average.lerp_(parameter, (finite / averaged.clamp(min=1.0)).to(average.dtype))
         return [numbers]
 
     # -- the state -----------------------------------------------------------------------------------
 
-    def _flat(self, tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat([t.reshape(-1) for t in tensors]).to(self.parameters[0].device)
+    @property
+    def _size(self) -> int:
+        """Tensors in the state."""
+        return (1 if self.flat else len(self.sizes)) * (4 if self.averaging else 3) + 1
+
+    def _parts(self, state: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], Tensor]:
+        """Parameters, moments, average and counts; the lists are of one vector, or of a tensor for each parameter."""
+        k = 1 if self.flat else len(self.sizes)
+        counts, *tensors = state[: self._size]
+        return tensors[:k], tensors[k : 2 * k], tensors[2 * k : 3 * k], tensors[3 * k :], counts
+
+    def _joined(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.cat([t.reshape(-1) for t in tensors])] if self.flat else list(tensors)
+
+    def _pieces(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return tensors[0].split(self.sizes) if self.flat else tensors
 
     def _gather(self) -> list[Tensor]:
-        """What the training holds, as flat vectors: parameters, moments, counts, and the average if there is one."""
+        """What the training holds: counts, parameters, moments, and the average if there is one."""
         states: list[Any] = [self.optimizer.state.get(p, {}) for p in self.parameters]
         pairs = list(zip(states, self.parameters, strict=True))
-        moments = [
-            self._flat([state[name] if state else torch.zeros_like(p) for state, p in pairs])
-            for name in MOMENTS[type(self.optimizer)]
-        ]
+        moments = []
+        for k, name in enumerate(MOMENTS[type(self.optimizer)]):
+            joined, written = self._moments[k] if self._moments else ([], [])
+            if not joined or any(s.get(name) is not piece for s, piece in zip(states, written, strict=True)):
+                joined = self._joined([state[name] if state else torch.zeros_like(p) for state, p in pairs])
+            moments += joined
         average, averaged = self.average()
         steps = max(float(state.get("step", 0.0)) for state in states)
-        counts = self._flat([torch.tensor([steps, averaged], dtype=torch.float64)])
-        return [self._flat(self.parameters), *moments, counts, *([self._flat(average)] if self.averaging else [])]
+        counts = torch.tensor([steps, averaged], dtype=torch.float64).to(self.parameters[0].device)
+        return [counts, *self._joined(self.parameters), *moments, *(self._joined(average) if self.averaging else [])]
 
     def _scatter(self, state: Sequence[Tensor]) -> None:
         """Write back what :meth:`_gather` takes."""
-        counts = state[3]
-        parameters, first, second, *averages = (
-            [piece.view_as(p) for piece, p in zip(flat.split(self.sizes), self.parameters, strict=True)]
-            for flat in (*state[:3], *state[4:])
+        *lists, counts = self._parts(state)
+        parameters, first, second, average = (
+            [piece.view_as(p) for piece, p in zip(self._pieces(part), self.parameters, strict=True)] if part else []
+            for part in lists
         )
-        torch._foreach_copy_(list(self.parameters), parameters)
-        for average in averages:
+        self._moments = [(lists[1], first), (lists[2], second)]
+        if lists[0][0] is not self.parameters[0]:
+            torch._foreach_copy_(list(self.parameters), parameters)
+        if self.averaging and lists[3][0] is not self.average()[0][0]:
             torch._foreach_copy_(self.average()[0], average)
         steps, averaged = counts.tolist()
         self.set_averaged(int(averaged))

@@ -13,7 +13,7 @@ from pyro_flows_vi.infer._step_graph import Holder, Untraceable
 from pyro_flows_vi.infer._update import refused_optimizer
 from pyro_flows_vi.infer._vectorise import is_random
 from pyro_flows_vi.infer.compiled import CompiledSteps
-from pyro_flows_vi.infer.objectives import ELBO, IWELBO, DReG, Estimate, PathELBO, Renyi, whole_groups
+from pyro_flows_vi.infer.objectives import ELBO, IWELBO, DReG, PathELBO, Renyi, whole_groups
 from pyro_flows_vi.infer.problems import PyroProblem
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class FitSteps(CompiledSteps):
         guide, objective = self.problem.guide, self.problem.objective
         count = whole_groups(self.problem.num_particles, getattr(objective, "num_samples", 1))
         log_density, _ = self.problem.log_density._graph(guide.affine.location().detach().repeat(count, 1))
-        if log_density is None or is_random(log_density):  # type: ignore[arg-type]
+        if log_density is None or is_random(log_density):
             raise Untraceable("the model draws random numbers, or its code cannot be run for all particles at once")
         self._log_density = log_density
 
