@@ -14,6 +14,7 @@ import json
 import math
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,19 @@ def ours(posterior: Any, seed: int, **options: Any) -> tuple[dict[str, Tensor], 
     )
 
 
+def errors_of(name: str, draws: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    """Of every scalar the error of the mean in sds of the truth, and the log ratio of the sds."""
+    errors: dict[str, list[float]] = {}
+    for site, columns in truth(name)["sites"].items():
+        x = draws[site].double().reshape(len(draws[site]), -1).numpy()
+        for i, sd in enumerate(columns["sd"]):
+            if sd > 0:
+                label = f"{site}[{i}]" if columns["shape"] else site
+                errors[label] = [(x[:, i].mean() - columns["mean"][i]) / sd, math.log(x[:, i].std() / sd)]
+    assert errors.keys() == scalars(truth(name)).keys()
+    return errors
+
+
 def measure(name: str, method: str, seed: int, **options: Any) -> dict[str, Any]:
     """Fit and compare with the truth."""
     from pyro_flows_vi.infer.pareto import psis
@@ -70,14 +84,7 @@ def measure(name: str, method: str, seed: int, **options: Any) -> dict[str, Any]
     seconds = time.perf_counter() - began
     if "diagnose" in report:
         report["verdict"] = report.pop("diagnose")().verdict
-    errors: dict[str, list[float]] = {}
-    for site, columns in truth(name)["sites"].items():
-        x = draws[site].double().reshape(len(draws[site]), -1).numpy()
-        for i, sd in enumerate(columns["sd"]):
-            if sd > 0:
-                label = f"{site}[{i}]" if columns["shape"] else site
-                errors[label] = [(x[:, i].mean() - columns["mean"][i]) / sd, math.log(x[:, i].std() / sd)]
-    assert errors.keys() == scalars(truth(name)).keys()
+    errors = errors_of(name, draws)
     table = np.array(list(errors.values()))
     labels = list(errors)
     worst = np.abs(table).argmax(axis=0)
