@@ -122,7 +122,8 @@ class Driver:
 
     def _settle(self, why: str) -> None:
         self.undecided = False
-        logger.info("fit goes on with compile=%r: %s", self.mode, why)
+        if self.training.ranks.first:
+            logger.info("fit goes on with compile=%r: %s", self.mode, why)
 
     def _choose(self) -> None:
         """Judge the mode of the last steps, and perhaps try the next one."""

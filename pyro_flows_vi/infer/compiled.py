@@ -57,6 +57,8 @@ class Outcome(NamedTuple):
 def refusal(training: Training) -> str | None:
     """Why the steps of this fit cannot be one graph, as far as can be told without trying."""
     problem: Any = training.problem
+    if training.ranks.size > 1:
+        return "several processes share each step, and average its gradient midway"
     if not hasattr(problem, "log_density"):
         return "only flow guides are compiled, and this guide is trained by Pyro's handlers"
     if type(problem.objective) not in PURE:

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from pyro_flows_vi.infer._particles import particle_elbo
 from pyro_flows_vi.infer.log_density import LogDensity
-from pyro_flows_vi.infer.objectives import ELBO, Estimate, Objective, Tempering
+from pyro_flows_vi.infer.objectives import ELBO, IWELBO, DReG, Estimate, Objective, PathELBO, Tempering
+from pyro_flows_vi.infer.parallel import Ranks, Share
 
 __all__ = ["FlowProblem", "Problem", "PyroProblem"]
 
 #: draws on which the candidates of the end are compared, and how many at once
 FINAL_DRAWS, CHUNK = 8192, 1024
+#: which are means over particles, or over groups of them, so that the mean of several processes is their value
+MEANS = (ELBO, PathELBO, IWELBO, DReG)
 
 
 class Problem(Protocol):
@@ -24,6 +27,7 @@ class Problem(Protocol):
 
     signature: dict[str, Any]
     learning_rate: float
+    share: Share
 
     def estimate(self, fraction: float) -> Estimate:
         """One estimate with gradients, when ``fraction`` of the run is over."""
@@ -45,9 +49,18 @@ class FlowProblem:
         objective: Objective | None,
         num_particles: int,
         tempering: Tempering | None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.guide, self.log_density, self.num_particles, self.tempering = guide, log_density, num_particles, tempering
+        self.guide, self.log_density, self.tempering = guide, log_density, tempering
         self.objective: Objective = ELBO() if objective is None else objective
+        ranks = ranks or Ranks()
+        if ranks.size > 1 and type(self.objective) not in MEANS:
+            raise ValueError(
+                f"expected one of {', '.join(kind.__name__ for kind in MEANS)}, which are means, so that processes can "
+                f"share them; got {type(self.objective).__name__}: fit in one process, or say parallel=False"
+            )
+        self.share = ranks.share(num_particles, getattr(self.objective, "num_samples", 1))
+        self.num_particles = self.share.count
         names = [name for step in list(guide.transform)[:-1] for name, _ in step.named_parameters()]
         # Networks in even units take long steps; a linear layer between them, or a flow of other parameters, does not.
         self.learning_rate = 0.3 if names and all(name.endswith("_units") for name in names) else 0.03
@@ -83,10 +96,17 @@ class PyroProblem:
     """Any Pyro model and guide, under ``Trace_ELBO``."""
 
     def __init__(
-        self, model: Callable[..., Any], guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], num_particles: int
+        self,
+        model: Callable[..., Any],
+        guide: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        num_particles: int,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
-        self.elbo = particle_elbo(model, guide, args, kwargs, num_particles)
+        self.share = (ranks or Ranks()).share(num_particles)
+        self.elbo = particle_elbo(model, guide, args, kwargs, self.share.count)
         self.learning_rate = 0.01
         self.signature = {"flow": type(guide).__name__, "particles": num_particles}
         with poutine.trace(param_only=True) as capture:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_flows_vi.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_flows_vi.infer.interruption import Interruption, TrainingInterrupted
+from pyro_flows_vi.infer.parallel import Ranks, digest
 from pyro_flows_vi.infer.progress import progress_bar
 from pyro_flows_vi.vae.history import CURVES, History
 from pyro_flows_vi.vae.model import VAE
@@ -58,7 +59,9 @@ class Trainer:
         device: torch.device,
         path: str | os.PathLike[str] | None,
         identity: dict[str, Any],
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks()
         vae.check_parameters()
         vae.check(data.validation)
         if data.train.is_floating_point() and not bool(data.train.isfinite().all()):
@@ -79,6 +82,11 @@ class Trainer:
         self.parameters = [p for p in vae.parameters() if p.requires_grad]
         self.optimiser = make_optimiser(settings, self.parameters)
         self.history = History()
+        if self.ranks.size > 1:
+            self.ranks.require_same(
+                {"the settings": digest(self.identity), "the images": digest(data.train, data.validation)}
+            )
+            self.ranks.align(vae.state_dict().values())
         self.best = copy_state(vae)
         self.generator = torch.Generator(data.validation.device).manual_seed(seed)
         self.epoch_start = self.generator.get_state()
@@ -92,7 +100,7 @@ class Trainer:
         history.stop_reason = self._stop_reason()
         steps = math.ceil(len(self.data.train) / settings.batch_size)
         done = history.epochs * steps + history.batches
-        with progress_bar(settings.max_epochs * steps, label, "batch", progress, done) as bar:
+        with progress_bar(settings.max_epochs * steps, label, "batch", progress and self.ranks.first, done) as bar:
             while not history.stop_reason:
                 self._epoch(interruption, bar)
                 history.stop_reason = self._stop_reason()
@@ -147,12 +155,14 @@ class Trainer:
 
     def _step(self, x: Tensor, beta: float) -> None:
         history, settings = self.history, self.settings
-        terms = self.vae.elbo(x)
-        log_likelihood, kl = terms.log_likelihood.mean(), (terms.log_q - terms.log_prior).mean()
-        loss = beta * kl - log_likelihood
         for p in self.parameters:
             p.grad = None
-        loss.backward()
+        with self.ranks.share(len(x)) as share:
+            terms = self.vae.elbo(x[share.rows])
+            log_likelihood, kl = terms.log_likelihood.mean(), (terms.log_q - terms.log_prior).mean()
+            loss = beta * kl - log_likelihood
+            loss.backward()
+            loss, log_likelihood, kl = share.average(self.parameters, loss, log_likelihood, kl)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         # the one point where the host waits for the device
@@ -192,12 +202,15 @@ class Trainer:
     def _validate(self) -> float:
         """The validation ELBO from the same draws in every epoch."""
         self.vae.eval()
-        total = 0.0
+        self.ranks.align(self.vae.buffers())
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(VALIDATION_SEED)
             for x in self.validation.split(500):
-                total += float(self.vae.elbo(x).elbo().double().sum())
-        return total / len(self.validation)
+                with self.ranks.share(len(x)) as share:
+                    values = self.vae.elbo(x[share.rows]).elbo().double()
+                total += values.sum() if share.weight else 0.0
+        return float(self.ranks.sum(total)) / len(self.validation)
 
     def _stop_reason(self) -> str:
         history, settings = self.history, self.settings
@@ -209,6 +222,7 @@ class Trainer:
         if not self.path:
             raise TrainingInterrupted("training interrupted; there is no checkpoint to resume from")
         self.save()
+        self.ranks.wait()  # or a launcher would end the one that writes when another one is done
         raise TrainingInterrupted(
             f"training interrupted in epoch {self.history.epochs + 1}; the state is in {self.path}: "
             "run the same again with resume to go on from there"
@@ -217,8 +231,10 @@ class Trainer:
     # -- checkpoints ---------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write all that decides the rest of the run."""
+        """Write all that decides the rest of the run, in the first process."""
         assert self.path is not None
+        if not self.ranks.first:
+            return
         state = {
             "history": dataclasses.asdict(self.history),
             "model": self.vae.state_dict(),
@@ -232,8 +248,9 @@ class Trainer:
 
     def load(self) -> None:
         """Go back to what :meth:`save` wrote, if it is of this run."""
-        assert self.path is not None
-        _, state = load_checkpoint(self.path, kind=KIND, settings=self.identity, map_location="cpu")
+        path = self.path
+        assert path is not None
+        _, state = self.ranks.from_first(lambda: load_checkpoint(path, kind=KIND, settings=self.identity))
         self.vae.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.best = {name: value.to(self.device) for name, value in state["best"].items()}

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from pyro_flows_vi.infer.checkpoint import load_checkpoint
-from pyro_flows_vi.infer.interruption import Interruption, TrainingInterrupted
+from pyro_flows_vi.infer.interruption import TrainingInterrupted
+from pyro_flows_vi.infer.parallel import join
 from pyro_flows_vi.infer.records import default_device
 from pyro_flows_vi.vae.history import History
 from pyro_flows_vi.vae.model import VAE
@@ -34,6 +35,7 @@ def train(
     device: torch.device | str | None = None,
     progress: bool = True,
     label: str = "training",
+    parallel: bool = True,
 ) -> History:
     r"""Maximise the ELBO on minibatches and leave the best weights, by validation ELBO, in ``vae``.
 
@@ -53,6 +55,9 @@ def train(
         device: the GPU, where there is one, unless given.
         progress: whether to show a progress bar.
         label: its text.
+        parallel: whether processes that ``torchrun`` started share the rows of every minibatch, see
+            :mod:`~pyro_flows_vi.infer.parallel`; their number changes the result by rounding only. A process that was
+            started alone trains alone.
 
     Returns:
         the history, with one curve per quantity.
@@ -60,19 +65,20 @@ def train(
     Raises:
         ValueError: for data with NaN, infinite or impossible values, for images of another width than the
             model's, for a checkpoint of other settings, and when ``settings.max_bad_steps`` steps in a row had a
-            loss or gradient that is not finite.
+            loss or gradient that is not finite; and where several processes were not called alike.
         TrainingInterrupted: after Ctrl-C, when the state has been saved.
     """
     number("checkpoint_every", checkpoint_every, int, 1)
+    ranks = join(parallel)
     where = default_device(device)
     with (
         torch.random.fork_rng([where] if where.type == "cuda" else []),
         _matmul_precision(settings.matmul_precision),
-        Interruption() as interruption,
+        ranks.interruption() as interruption,
     ):
         torch.manual_seed(seed)
-        trainer = Trainer(vae.to(where), data, settings, seed, where, checkpoint, dict(identity or {}))
-        if resume and checkpoint is not None and Path(checkpoint).exists():
+        trainer = Trainer(vae.to(where), data, settings, seed, where, checkpoint, dict(identity or {}), ranks)
+        if ranks.from_first(lambda: resume and checkpoint is not None and Path(checkpoint).exists()):
             trainer.load()
         trainer.run(interruption, checkpoint_every, progress, label)
     return trainer.history
