@@ -76,7 +76,7 @@ def gradients(folder: Path, ranks: Ranks) -> dict[str, Any]:
     for objective in (ELBO(), PathELBO(), IWELBO(4), DReG(4)):
         results = []
         for processes in (Ranks(), ranks):
-            problem = problems.FlowProblem(guide, target, objective, 28, None, processes)
+            problem = problems.FlowProblem(guide, target, objective, 28, None, ranks=processes)
             parameters = problem.parameters()
             torch.manual_seed(2)
             for p in parameters:
@@ -90,7 +90,7 @@ def gradients(folder: Path, ranks: Ranks) -> dict[str, Any]:
             results.append((gradient, elbo, moved, torch.rand(())))
         alone, shared = results
         found[type(objective).__name__] = {
-            "particles": problem.num_particles,
+            "particles": problem.share.count,
             "gradient": worst(shared[0], alone[0]),
             "elbo": worst(shared[1], alone[1]),
             "same parameters moved": alone[2] == shared[2],
@@ -142,13 +142,15 @@ def run_fit(guide: Any = None, **options: Any) -> tuple[Any, Tensor, Any]:
 
 def fits(folder: Path, ranks: Ranks) -> dict[str, Any]:
     torch.manual_seed(ranks.rank)  # what the processes did before does not matter
-    alone, expected, _ = run_fit(parallel=False)
-    shared, parameters, _ = run_fit(progress=True)
+    doubling: dict[str, Any] = {"num_particles": None, "plateau": Plateau(window=3, patience=1)}
+    alone, expected, _ = run_fit(parallel=False, **doubling)
+    shared, parameters, _ = run_fit(progress=True, **doubling)
     return {
         "parameters": worst(parameters, expected),
         "elbo": [alone.elbo, shared.elbo, shared.elbo_se],
         "curve": worst(torch.tensor(shared.history["elbo"]), torch.tensor(alone.history["elbo"])),
         "steps": [alone.steps, shared.steps],
+        "rates": [len(set(some.history["learning_rate"])) for some in (alone, shared)],
         "kept": [alone.kept, shared.kept],
         "all": [shared.elbo, *parameters.tolist()],
     }

@@ -209,7 +209,8 @@ def test_a_fit_is_that_of_one_process(fits: Pair) -> None:
     assert found["parameters"] < CLOSE and found["curve"] < CLOSE
     alone, shared, _ = found["elbo"]
     assert shared == pytest.approx(alone, rel=CLOSE)
-    assert found["steps"] == [30, 30] and found["kept"][0] == found["kept"][1]
+    assert found["steps"][0] == found["steps"][1] and found["kept"][0] == found["kept"][1]
+    assert found["rates"][0] == found["rates"][1] > 1  # so that the particles have doubled, too
 
 
 def test_processes_that_begin_apart_end_alike(fits: Pair) -> None:

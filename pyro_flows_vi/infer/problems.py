@@ -27,10 +27,17 @@ class Problem(Protocol):
 
     signature: dict[str, Any]
     learning_rate: float
-    share: Share
+    num_particles: int
+
+    @property
+    def share(self) -> Share:
+        """What of the particles is this process's to draw."""
 
     def estimate(self, fraction: float) -> Estimate:
         """One estimate with gradients, when ``fraction`` of the run is over."""
+
+    def refine(self) -> None:
+        """The steps get shorter from here on."""
 
     def parameters(self) -> list[Tensor]:
         """The leaves that are trained."""
@@ -40,7 +47,20 @@ class Problem(Protocol):
 
 
 class FlowProblem:
-    """A flow guide and a log density, under an objective."""
+    """A flow guide and a log density, under an objective.
+
+    Args:
+        guide: the guide.
+        log_density: the log density.
+        objective: the objective, or ``None`` for the plain ELBO.
+        num_particles: draws in a step.
+        tempering: the power of the log density over the run, or ``None``.
+        growing: whether shorter steps have more particles, so that noise is not what ends the progress.
+        ranks: the processes that share the particles.
+    """
+
+    #: the particles of the last steps over those of the first
+    GROWTH = 4
 
     def __init__(
         self,
@@ -49,19 +69,19 @@ class FlowProblem:
         objective: Objective | None,
         num_particles: int,
         tempering: Tempering | None,
+        growing: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
-        self.guide, self.log_density, self.tempering = guide, log_density, tempering
+        self.guide, self.log_density, self.num_particles, self.tempering = guide, log_density, num_particles, tempering
         self.objective: Objective = ELBO() if objective is None else objective
-        ranks = ranks or Ranks()
-        if ranks.size > 1 and type(self.objective) not in MEANS:
+        self.ranks = ranks or Ranks()
+        if self.ranks.size > 1 and type(self.objective) not in MEANS:
             raise ValueError(
                 f"expected one of {', '.join(kind.__name__ for kind in MEANS)}, which are means, so that processes can "
                 f"share them; got {type(self.objective).__name__}: fit in one process, or say parallel=False"
             )
-        self.share = ranks.share(num_particles, getattr(self.objective, "num_samples", 1))
-        self.num_particles = self.share.count
         names = [name for step in list(guide.transform)[:-1] for name, _ in step.named_parameters()]
+        self.most_particles = num_particles * (self.GROWTH if growing else 1)
         # Networks in even units take long steps; a linear layer between them, or a flow of other parameters, does not.
         self.learning_rate = 0.3 if names and all(name.endswith("_units") for name in names) else 0.03
         self.signature = {
@@ -71,10 +91,19 @@ class FlowProblem:
             "particles": num_particles,
         }
 
+    @property
+    def share(self) -> Share:
+        """In the groups of the objective."""
+        return self.ranks.share(self.num_particles, getattr(self.objective, "num_samples", 1))
+
     def estimate(self, fraction: float) -> Estimate:
         """As the objective has it."""
         temperature = 1.0 if self.tempering is None else self.tempering(fraction)
-        return self.objective(self.guide, self.log_density, self.num_particles, temperature)
+        return self.objective(self.guide, self.log_density, self.share.count, temperature)
+
+    def refine(self) -> None:
+        """Twice the particles, up to a bound."""
+        self.num_particles = min(2 * self.num_particles, self.most_particles)
 
     def parameters(self) -> list[Tensor]:
         """Those of the guide, and of the model where it has any."""
@@ -105,7 +134,7 @@ class PyroProblem:
         ranks: Ranks | None = None,
     ) -> None:
         self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
-        self.share = (ranks or Ranks()).share(num_particles)
+        self.num_particles, self.share = num_particles, (ranks or Ranks()).share(num_particles)
         self.elbo = particle_elbo(model, guide, args, kwargs, self.share.count)
         self.learning_rate = 0.01
         self.signature = {"flow": type(guide).__name__, "particles": num_particles}
@@ -118,6 +147,9 @@ class PyroProblem:
         """The loss, and the ELBO in place of log weights."""
         loss: Tensor = self.elbo.differentiable_loss(self.model, self.guide, *self.args, **self.kwargs)
         return Estimate(loss, -loss.detach()[None])
+
+    def refine(self) -> None:
+        """Pyro's estimator keeps its particles."""
 
     def parameters(self) -> list[Tensor]:
         """All that the guide and the model used."""
