@@ -98,7 +98,7 @@ def fit(
         resume: go on from the checkpoint if it exists, to the same result, bit for bit.
         seed: of all draws; the global generator is then left as it was.
         dtype: ``torch.float64`` runs guide and model in double precision.
-        compile: whether a step of a flow guide is one graph, and which: ``"trace"``, ``"inductor"`` (compiled in a
+        compile: whether a step is one graph, and which: ``"trace"``, ``"inductor"`` (compiled in a
             minute or so), ``"cudagraph"`` (on a GPU), or ``"auto"`` for whatever pays for a run of this length, see
             :mod:`~pyro_flows_vi.infer.compile_mode`; of one seed and one ``num_particles``, the modes give the same
             numbers up to rounding.

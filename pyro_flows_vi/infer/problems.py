@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import is_identically_zero
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from pyro_flows_vi.infer._particles import particle_elbo
+from pyro_flows_vi.infer._step_graph import Untraceable
 from pyro_flows_vi.infer.log_density import LogDensity
 from pyro_flows_vi.infer.objectives import ELBO, IWELBO, DReG, Estimate, Objective, PathELBO, Tempering
 from pyro_flows_vi.infer.parallel import Ranks, Share
@@ -151,6 +157,27 @@ class PyroProblem:
     def refine(self) -> None:
         """Pyro's estimator keeps its particles."""
 
+    def estimate_in_graph(self, pieces: list[Tensor]) -> Estimate:
+        """:meth:`estimate` with these parameters, and without a look at any value, as a trace takes it.
+
+        Raises:
+            Untraceable: for draws of the guide that are not reparametrised, whose gradient takes Pyro's baselines.
+        """
+        value, surrogate = torch.zeros(()), torch.zeros(())
+        with Substituted(self._parameters, pieces), pyro.validation_enabled(False):
+            for model_run, guide_run in self.elbo._get_traces(self.model, self.guide, self.args, self.kwargs):
+                score = model_run.log_prob_sum()
+                value, surrogate = value + score - guide_run.log_prob_sum(), surrogate + score
+                for name, site in guide_run.nodes.items():
+                    if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
+                        continue
+                    _, likelihood_ratio, entropy = site["score_parts"]
+                    if not is_identically_zero(likelihood_ratio):
+                        raise Untraceable(f"the guide's draws of {name!r} are not reparametrised")
+                    surrogate = surrogate - (entropy.sum() if isinstance(entropy, Tensor) else entropy)
+        count = self.elbo.num_particles
+        return Estimate(-surrogate / count, (value / count).detach()[None])
+
     def parameters(self) -> list[Tensor]:
         """All that the guide and the model used."""
         return self._parameters
@@ -159,6 +186,20 @@ class PyroProblem:
     def log_weights(self) -> Tensor:
         """ELBO estimates, which have the mean of log weights."""
         return torch.cat([self.estimate(1.0).log_weights for _ in range(64)])
+
+
+class Substituted(TorchFunctionMode):
+    """Puts other tensors in the place of parameters, wherever a function of torch takes one."""
+
+    def __init__(self, parameters: Sequence[Tensor], pieces: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.pieces = {id(p): piece for p, piece in zip(parameters, pieces, strict=True)}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = tree_map(lambda leaf: self.pieces.get(id(leaf), leaf), (args, kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def _leaf(value: Any) -> Tensor:
