@@ -12,7 +12,17 @@ from typing import Any
 
 import click
 
-__all__ = ["FOLDER", "BadInput", "choices_told", "data_options", "device_option", "echo_kept", "settings", "told"]
+__all__ = [
+    "FOLDER",
+    "BadInput",
+    "choices_told",
+    "data_options",
+    "device_option",
+    "echo_kept",
+    "settings",
+    "shared",
+    "told",
+]
 
 #: the type of an option that names a folder to write to
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -25,13 +35,22 @@ class BadInput(click.ClickException):
 
 
 def told(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn the library's errors into a message and exit code 2, and an interruption into 130."""
+    """Turn the library's errors into a message and exit code 2, and an interruption into 130.
+
+    A command that processes of ``torchrun`` cannot share is refused to them.
+    """
 
     @functools.wraps(command)
     def told(*args: Any, **kwargs: Any) -> Any:
         from pyro_flows_vi.infer.interruption import TrainingInterrupted
+        from pyro_flows_vi.infer.parallel import launched
 
         try:
+            if launched() and not getattr(command, "shared", False):
+                raise ValueError(
+                    f"{command.__name__!r} runs in one process: start it without torchrun, which is for vae train and "
+                    "vae evaluate"
+                )
             return command(*args, **kwargs)
         except (ValueError, OSError) as error:
             raise BadInput(str(error)) from error
@@ -40,6 +59,12 @@ def told(command: Callable[..., Any]) -> Callable[..., Any]:
             raise SystemExit(130) from stop
 
     return told
+
+
+def shared(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a command that processes of ``torchrun`` can share; to be told of below :func:`told`."""
+    command.shared = True  # type: ignore[attr-defined]
+    return command
 
 
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:

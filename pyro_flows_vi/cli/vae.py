@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from pyro_flows_vi.cli.common import FOLDER, choices_told, data_options, device_option, echo_kept, settings, told
+from pyro_flows_vi.cli.common import (
+    FOLDER,
+    choices_told,
+    data_options,
+    device_option,
+    echo_kept,
+    settings,
+    shared,
+    told,
+)
 
 __all__ = ["RECORDS", "vae"]
 
@@ -46,6 +55,7 @@ def vae() -> None:
 )
 @device_option
 @told
+@shared
 def train(
     row: str,
     protocol: str,
@@ -63,14 +73,17 @@ def train(
 ) -> None:
     """Train one ROW of the table (none, planar-10, iaf, ...) and write its record.
 
-    Ctrl-C saves the state; the same command with --resume ends with the same bits.
+    Ctrl-C saves the state; the same command with --resume ends with the same bits. Processes that torchrun started
+    share every minibatch.
     """
     from pyro_flows_vi import datasets
+    from pyro_flows_vi.infer.parallel import join
     from pyro_flows_vi.vae import train_row
 
+    ranks = join()
     with choices_told():
         path = train_row(
-            datasets.load(data, data_dir),
+            ranks.after_first(lambda: datasets.load(data, data_dir)),
             protocol,
             row,
             out,
@@ -84,7 +97,8 @@ def train(
             device=device,
         )
     where = "" if data_dir is None else f" --data-dir {data_dir}"
-    click.echo(f"record: {path}\nnext: pyro-flows-vi vae evaluate {path} --data {data}{where}")
+    if ranks.first:
+        click.echo(f"record: {path}\nnext: pyro-flows-vi vae evaluate {path} --data {data}{where}")
 
 
 @vae.command()
@@ -97,6 +111,7 @@ def train(
 @click.option("--seed", default=0, show_default=True, help="Seed of the draws.")
 @device_option
 @told
+@shared
 def evaluate(
     records: tuple[Path, ...],
     data: str,
@@ -106,18 +121,24 @@ def evaluate(
     seed: int,
     device: str | None,
 ) -> None:
-    """Estimate the test NLL of trained rows, given by their RECORDS, and add it to them."""
+    """Estimate the test NLL of trained rows, given by their RECORDS, and add it to them.
+
+    Processes that torchrun started share the images.
+    """
     from pyro_flows_vi import datasets
+    from pyro_flows_vi.infer.parallel import join
     from pyro_flows_vi.vae import evaluate_row
 
-    loaded = datasets.load(data, data_dir)
+    ranks = join()
+    loaded = ranks.after_first(lambda: datasets.load(data, data_dir))
     for path in records:
         record = evaluate_row(path, loaded, samples, seed=seed, max_images=images, device=device)
         results = record["results"]
-        click.echo(
-            f"{record['row']}: -ELBO {results['negative_elbo']:.2f} ± {results['negative_elbo_se']:.2f}, "
-            f"NLL {results['nll']:.2f} ± {results['nll_se']:.2f} nats ({samples} samples)"
-        )
+        if ranks.first:
+            click.echo(
+                f"{record['row']}: -ELBO {results['negative_elbo']:.2f} ± {results['negative_elbo_se']:.2f}, "
+                f"NLL {results['nll']:.2f} ± {results['nll_se']:.2f} nats ({samples} samples)"
+            )
 
 
 @vae.command()

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from pyro_flows_vi.infer._step_graph import Step, Untraceable
+from pyro_flows_vi.infer.parallel import Ranks
 
 __all__ = ["Driver", "Work", "has_compiler", "require_mode"]
 
@@ -64,6 +65,8 @@ class Work(Protocol):
 
     #: what it is called in the log
     work: str
+    #: the processes that share it
+    ranks: Ranks
 
     @property
     def parameters(self) -> list[Any]:
@@ -109,7 +112,8 @@ class Driver:
         self.undecided, self.hopeful = compile == "auto", compile is True
         self._seconds: list[float] = []
         self._tried: list[tuple[str | bool, Steps | None, float]] = []  # with the seconds of a step
-        reason = None if compile is False else work.refusal()
+        shared = "several processes share each step, and average its gradient midway" if work.ranks.size > 1 else None
+        reason = None if compile is False else shared or work.refusal()
         if reason is not None and not (self.undecided or self.hopeful):
             raise ValueError(f"compile={compile!r} cannot be had: {reason}; use compile='auto' or False")
         if reason is not None:
@@ -154,7 +158,8 @@ class Driver:
         self.undecided = self.hopeful = False
         if best is not None:
             self.mode, self.steps, _ = best
-        logger.info("%s goes on with compile=%r: %s", self.work.work, self.mode, why)
+        if self.work.ranks.first:
+            logger.info("%s goes on with compile=%r: %s", self.work.work, self.mode, why)
 
     def _hope(self) -> None:
         """Trace, if that is likely to pay and can be done."""

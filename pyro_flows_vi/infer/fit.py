@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_flows_vi.infer.compile_mode import require_mode
-from pyro_flows_vi.infer.interruption import Interruption
 from pyro_flows_vi.infer.layout import require_same_layout
 from pyro_flows_vi.infer.log_density import LogDensity
 from pyro_flows_vi.infer.objectives import Objective, PathELBO, Tempering
+from pyro_flows_vi.infer.parallel import Ranks, digest, join
 from pyro_flows_vi.infer.plateau import Plateau
 from pyro_flows_vi.infer.problems import FlowProblem, PyroProblem
 from pyro_flows_vi.infer.progress import progress_bar
@@ -54,6 +54,7 @@ def fit(
     dtype: torch.dtype | None = None,
     compile: str | bool = True,
     progress: bool = True,
+    parallel: bool = True,
 ) -> FitResult:
     r"""Fit a guide to a model's posterior; afterwards the guide holds the best parameters found.
 
@@ -103,6 +104,9 @@ def fit(
             :mod:`~pyro_flows_vi.infer.compile_mode`. Of one seed and one ``num_particles``, all give the same numbers
             up to rounding.
         progress: whether to show a progress bar with the ELBO.
+        parallel: whether processes that ``torchrun`` started share the particles of every step, see
+            :mod:`~pyro_flows_vi.infer.parallel`; of one seed, their number changes the result by rounding only. A
+            process that was started alone fits alone.
 
     Returns:
         how it went. Ctrl-C ends a fit early with the best parameters so far.
@@ -110,7 +114,8 @@ def fit(
     Raises:
         ValueError: for a model that cannot be fitted (see :class:`~pyro_flows_vi.infer.LogDensity`), a log density that
             is not finite at the start (with the sites to blame), a guide set up for other shapes, too many
-            skipped steps, and a ``compile`` that this machine or this guide cannot have.
+            skipped steps, a ``compile`` that this machine or this guide cannot have, and for several processes
+            another objective than a mean over particles, or calls that are not the same.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -130,12 +135,15 @@ def fit(
         positive(name, count)
     require_mode(compile)
     settings = {k: v for k, v in locals().items() if isinstance(v, str | int | float | bool) or v is None}
+    ranks = join(parallel)
     keywords = dict(kwargs or {})
     if dtype is not None:
         args, keywords = tree_map(lambda leaf: _cast(leaf, dtype), (args, keywords))
+    _require_same(ranks, settings, (args, keywords))
     began = time.perf_counter()
-    resuming = resume and checkpoint is not None and Path(checkpoint).exists()
-    with Interruption() as interruption, seeded(seed), _default_dtype(dtype):
+    resuming = ranks.from_first(lambda: resume and checkpoint is not None and Path(checkpoint).exists())
+    with ranks.interruption() as interruption, seeded(seed), _default_dtype(dtype):
+        ranks.align_random()
         training, restart_elbos = _prepare(
             model,
             guide,
@@ -148,7 +156,10 @@ def fit(
             start,
             None if resuming else restarts,
             num_particles is None and compile in (True, False, "trace"),
+            ranks,
         )
+        if ranks.size > 1:
+            restart_elbos = _align(ranks, training, restart_elbos)
         if compile is True and not hasattr(guide, "rsample_and_log_prob"):
             compile = False  # what a Pyro guide does in Python, a trace of one run may miss
         rules = (schedule, clip_norm, plateau or Plateau(), max_steps, max_skipped, compile)
@@ -156,7 +167,7 @@ def fit(
         if resuming and checkpoint is not None:
             restart_elbos = training.load(checkpoint)
         reason = "max_steps reached"
-        with progress_bar(max_steps, "fit", "step", progress, done=training.step) as bar:
+        with progress_bar(max_steps, "fit", "step", progress and ranks.first, done=training.step) as bar:
             while training.step < max_steps and not interruption.requested:
                 before = training.step
                 until = max_steps if checkpoint is None else before + checkpoint_every - before % checkpoint_every
@@ -202,12 +213,13 @@ def _prepare(
     start: str,
     restarts: int | None,
     growing: bool,
+    ranks: Ranks,
 ) -> tuple[Training, list[float]]:
     """The problem, with the guide at its start, unless ``restarts`` is ``None``: a checkpoint will say where it is."""
     if not hasattr(guide, "rsample_and_log_prob"):
         if objective is not None or tempering is not None:
             raise ValueError("objectives and tempering are for flow guides: this one is trained by Pyro's Trace_ELBO")
-        return Training(PyroProblem(model, guide, args, kwargs, num_particles or 16)), []
+        return Training(PyroProblem(model, guide, args, kwargs, num_particles or 16, ranks)), []
     log_density = LogDensity(model, *args, **kwargs)
     guide.setup(*args, **kwargs)
     if dtype is not None:
@@ -217,7 +229,29 @@ def _prepare(
     if objective is None and guide.transform.exact_log_det:
         objective = PathELBO()
     particles = num_particles or (256 if log_density.latent_dim <= 64 else 128)
-    return Training(FlowProblem(guide, log_density, objective, particles, tempering, growing)), restart_elbos
+    return Training(FlowProblem(guide, log_density, objective, particles, tempering, growing, ranks)), restart_elbos
+
+
+def _require_same(ranks: Ranks, settings: dict[str, Any], arguments: Any) -> None:
+    """Raise a ValueError unless all processes were called with the same."""
+    own = ("checkpoint", "progress")  # which only the first one uses
+    if ranks.size > 1:
+        ranks.require_same(
+            {
+                "the settings": digest(*((name, value) for name, value in settings.items() if name not in own)),
+                "the arguments": digest(*(leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor))),
+            }
+        )
+
+
+def _align(ranks: Ranks, training: Training, restart_elbos: list[float]) -> list[float]:
+    """Let all processes begin as the first one does; its ELBOs of the restarts."""
+    ranks.require_same({"model and guide": digest(training.problem.signature)})
+    guide = getattr(training.problem, "guide", None)
+    buffers = list(guide.buffers()) if isinstance(guide, torch.nn.Module) else []
+    ranks.align([*training.problem.parameters(), *buffers])
+    ranks.align_random()
+    return ranks.from_first(lambda: restart_elbos)
 
 
 def _start(guide: Any, log_density: LogDensity, start: str, restarts: int) -> list[float]:

@@ -17,12 +17,15 @@ from torch.utils._pytree import tree_map
 from pyro_flows_vi.infer._particles import particle_elbo
 from pyro_flows_vi.infer._step_graph import Untraceable
 from pyro_flows_vi.infer.log_density import LogDensity
-from pyro_flows_vi.infer.objectives import ELBO, Estimate, Objective, Tempering
+from pyro_flows_vi.infer.objectives import ELBO, IWELBO, DReG, Estimate, Objective, PathELBO, Tempering
+from pyro_flows_vi.infer.parallel import Ranks, Share
 
 __all__ = ["FlowProblem", "Problem", "PyroProblem"]
 
 #: draws on which the candidates of the end are compared, and how many at once
 FINAL_DRAWS, CHUNK = 8192, 1024
+#: which are means over particles, or over groups of them, so that the mean of several processes is their value
+MEANS = (ELBO, PathELBO, IWELBO, DReG)
 
 
 class Problem(Protocol):
@@ -30,8 +33,11 @@ class Problem(Protocol):
 
     signature: dict[str, Any]
     learning_rate: float
-
     num_particles: int
+
+    @property
+    def share(self) -> Share:
+        """What of the particles is this process's to draw."""
 
     def estimate(self, fraction: float) -> Estimate:
         """One estimate with gradients, when ``fraction`` of the run is over."""
@@ -56,6 +62,7 @@ class FlowProblem:
         num_particles: draws in a step.
         tempering: the power of the log density over the run, or ``None``.
         growing: whether shorter steps have more particles, so that noise is not what ends the progress.
+        ranks: the processes that share the particles.
     """
 
     #: the particles of the last steps over those of the first
@@ -69,9 +76,16 @@ class FlowProblem:
         num_particles: int,
         tempering: Tempering | None,
         growing: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         self.guide, self.log_density, self.num_particles, self.tempering = guide, log_density, num_particles, tempering
         self.objective: Objective = ELBO() if objective is None else objective
+        self.ranks = ranks or Ranks()
+        if self.ranks.size > 1 and type(self.objective) not in MEANS:
+            raise ValueError(
+                f"expected one of {', '.join(kind.__name__ for kind in MEANS)}, which are means, so that processes can "
+                f"share them; got {type(self.objective).__name__}: fit in one process, or say parallel=False"
+            )
         names = [name for step in list(guide.transform)[:-1] for name, _ in step.named_parameters()]
         self.most_particles = num_particles * (self.GROWTH if growing else 1)
         # Networks in even units take long steps; a linear layer between them, or a flow of other parameters, does not.
@@ -83,10 +97,15 @@ class FlowProblem:
             "particles": num_particles,
         }
 
+    @property
+    def share(self) -> Share:
+        """In the groups of the objective."""
+        return self.ranks.share(self.num_particles, getattr(self.objective, "num_samples", 1))
+
     def estimate(self, fraction: float) -> Estimate:
         """As the objective has it."""
         temperature = 1.0 if self.tempering is None else self.tempering(fraction)
-        return self.objective(self.guide, self.log_density, self.num_particles, temperature)
+        return self.objective(self.guide, self.log_density, self.share.count, temperature)
 
     def refine(self) -> None:
         """Twice the particles, up to a bound."""
@@ -112,11 +131,17 @@ class PyroProblem:
     """Any Pyro model and guide, under ``Trace_ELBO``."""
 
     def __init__(
-        self, model: Callable[..., Any], guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], num_particles: int
+        self,
+        model: Callable[..., Any],
+        guide: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        num_particles: int,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
-        self.num_particles = num_particles
-        self.elbo = particle_elbo(model, guide, args, kwargs, num_particles)
+        self.num_particles, self.share = num_particles, (ranks or Ranks()).share(num_particles)
+        self.elbo = particle_elbo(model, guide, args, kwargs, self.share.count)
         self.learning_rate = 0.01
         self.signature = {"flow": type(guide).__name__, "particles": num_particles}
         with poutine.trace(param_only=True) as capture:

@@ -126,10 +126,11 @@ def versions() -> dict[str, str]:
     }
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """The device that computed, in words, and the number of threads."""
+def machine(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """The device that computed, in words, and the number of threads, and of processes where there were several."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {"device": device.type, "name": name, "threads": torch.get_num_threads()}
+    several = {"processes": processes} if processes > 1 else {}
+    return {"device": device.type, "name": name, "threads": torch.get_num_threads(), **several}
 
 
 def _short(value: Any) -> str:

@@ -31,7 +31,7 @@ class Training:
     work = "fit"
 
     def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+        self.problem, self.ranks = problem, problem.share.ranks
         self.step, self.skipped, self.skipped_in_a_row, self.averaged = 0, 0, 0, 0
         self.history: dict[str, list[float]] = {"step": [], "elbo": [], "elbo_se": [], "learning_rate": []}
 
@@ -71,9 +71,10 @@ class Training:
         """One step of the optimiser, unless the loss or its gradient is not finite."""
         self.set_rates(self.rate_factor(self.step))
         self.optimizer.zero_grad(set_to_none=True)
-        estimate = self.problem.estimate(self.step / self.max_steps)
-        estimate.loss.backward()
-        elbo = float(estimate.log_weights.mean())
+        with self.problem.share as share:
+            estimate = self.problem.estimate(self.step / self.max_steps)
+            estimate.loss.backward()
+            elbo = float(share.average(self.parameters, estimate.log_weights.mean())[0])
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         finite = math.isfinite(elbo) and math.isfinite(float(norm))
         if finite:
@@ -127,6 +128,7 @@ class Training:
             weights = self.problem.log_weights().double()
             mean, se = float(weights.mean()), float(weights.std() / math.sqrt(len(weights)))
             results[name] = (mean, se) if math.isfinite(mean) else (-math.inf, math.nan)
+        results = self.ranks.from_first(lambda: results)
         best = max(results, key=lambda name: results[name][0])
         self._restore(candidates[best])
         return best, *results[best]
@@ -140,7 +142,9 @@ class Training:
     # -- saving --------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, restart_elbos: list[float]) -> None:
-        """Write the whole state."""
+        """Write the whole state, in the first process."""
+        if not self.ranks.first:
+            return
         state = {
             "module": self._module_state(),
             "parameters": [p.detach() for p in self.parameters],
@@ -160,7 +164,7 @@ class Training:
 
     def load(self, path: str | Path) -> list[float]:
         """Go on from a saved state; returns the ELBOs of the restarts."""
-        _, state = load_checkpoint(path, kind="fit", settings=self.problem.signature)
+        _, state = self.ranks.from_first(lambda: load_checkpoint(path, kind="fit", settings=self.problem.signature))
         if state["module"] is not None:
             self.problem.guide.load_state_dict(state["module"])  # type: ignore[attr-defined]
         self._restore(state["parameters"])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_flows_vi.infer.checkpoint import load_checkpoint, save_checkpoint
+from pyro_flows_vi.infer.parallel import join
 from pyro_flows_vi.infer.progress import progress_bar
 from pyro_flows_vi.vae.model import VAE, evaluating
 from pyro_flows_vi.vae.posterior import Encoding
@@ -71,6 +72,7 @@ def nll(
     memory: int | None = None,
     partial: str | os.PathLike[str] | None = None,
     progress: bool = False,
+    parallel: bool = False,
 ) -> NLLEstimate:
     r"""Estimate the negative log-likelihood by importance sampling from the posterior.
 
@@ -99,6 +101,8 @@ def nll(
         partial: a file for the results of the images that are done, so that an interrupted estimate goes on
             from there when it is called again; removed at the end.
         progress: whether to show a progress bar.
+        parallel: whether processes that ``torchrun`` started share the images; all of them have to call then, with the
+            same arguments, and all get the result. It does not depend on their number.
 
     Raises:
         ValueError: for images or parameters that are not finite, for images of another width than the model's,
@@ -113,13 +117,14 @@ def nll(
         raise ValueError(f"expected images of shape (N, D), got {tuple(x.shape)}; flatten them")
     vae.check(x)
     vae.check_parameters()
+    ranks = join(parallel)
     device = vae.posterior.heads.weight.device
     if memory is None:
         memory = 1 << (32 if device.type == "cuda" else 27)
     with (
         evaluating(vae),
         torch.no_grad(),
-        progress_bar(len(x), f"NLL, {num_samples} samples", "image", progress) as bar,
+        progress_bar(len(x), f"NLL, {num_samples} samples", "image", progress and ranks.first) as bar,
     ):
         flow = vae.posterior.flow
         if flow is not None and not flow.exact_log_det:
@@ -128,11 +133,17 @@ def nll(
                 "which would bias the NLL; choose the flow's exact option"
             )
         rows = max(1, memory // (COPIES * 4 * _widest(vae, x[:1].to(device))))
-        done = _Partial(partial, vae, x, {"num_samples": num_samples, "seed": seed})
+        done = ranks.from_first(lambda: _Partial(partial, vae, x, {"num_samples": num_samples, "seed": seed}))
+        done.path = done.path if ranks.first else None
         bar.update(done.results.shape[1])
-        for start in range(done.results.shape[1], len(x), GROUP):
-            images = x[start : start + GROUP].to(device)
-            done.add(_weigh(vae, images, num_samples, rows, seed, start, bar))
+        for start in range(done.results.shape[1], len(x), GROUP * ranks.size):
+            images = x[start : start + GROUP * ranks.size]
+            share, results = ranks.share(len(images)), torch.zeros(3, len(images), dtype=torch.float64)
+            if share.weight:
+                own, first = images[share.rows].to(device), start + share.rows.start
+                results[:, share.rows] = _weigh(vae, own, num_samples, rows, seed, first, bar)
+            done.add(ranks.sum(results))
+            bar.update(len(images) - share.count)
         done.remove()
     log_evidence, elbo, ess = done.results.unbind()
     relative_variance = (1 / ess - 1 / num_samples).clamp(min=0)

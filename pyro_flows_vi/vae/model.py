@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pyro_flows_vi.vae.likelihoods import Bernoulli, Likelihood
 from pyro_flows_vi.vae.posterior import HALF_LOG_2PI, FlowPosterior
 
-__all__ = ["VAE", "ELBOTerms"]
+__all__ = ["VAE", "ELBOTerms", "copy_state", "shapes"]
 
 
 @contextlib.contextmanager
@@ -177,3 +177,13 @@ class VAE(nn.Module):
     def reconstruct(self, x: Tensor) -> Tensor:
         """E[x|z] at one draw z ~ q(z|x), ``(*batch, D)``."""
         return self.likelihood.mean(self.decoder(self.posterior.rsample_and_log_prob(x)[0]))
+
+
+def copy_state(vae: VAE) -> dict[str, Tensor]:
+    """The weights as they are now."""
+    return {name: value.detach().clone() for name, value in vae.state_dict().items()}
+
+
+def shapes(vae: VAE) -> dict[str, list[int]]:
+    """Names and shapes of all weights: the architecture's fingerprint."""
+    return {name: list(value.shape) for name, value in vae.state_dict().items()}

@@ -12,6 +12,7 @@ import torch
 
 from pyro_flows_vi.datasets import Dataset
 from pyro_flows_vi.infer.checkpoint import differences
+from pyro_flows_vi.infer.parallel import join
 from pyro_flows_vi.infer.records import check_folder, default_device, machine, versions
 from pyro_flows_vi.vae.evaluation import nll
 from pyro_flows_vi.vae.history import History
@@ -48,7 +49,7 @@ def train_row(
     compile: str | bool = False,
     progress: bool = True,
 ) -> Path:
-    """Train one row of the table and write its record.
+    """Train one row of the table and write its record; processes that ``torchrun`` started do so together.
 
     Args:
         data: the data set.
@@ -74,6 +75,7 @@ def train_row(
             would be lost (see ``resume``).
         TrainingInterrupted: after Ctrl-C, when the state has been saved.
     """
+    ranks = join()
     settings = protocol(protocol_name, **(overrides or {}))
     chosen = row(row_name, num_transforms, **(flow_options or {}))
     if settings.likelihood == "bernoulli" and data.values != "binary":
@@ -123,7 +125,7 @@ def train_row(
         "flow": chosen.as_dict(),
         "data": description,
         "versions": versions(),
-        "machine": machine(where),
+        "machine": machine(where, ranks.size),
         "parameters": {
             "total": sum(p.numel() for p in vae.parameters()),
             "flow": 0 if flow is None else sum(p.numel() for p in flow.parameters()),
@@ -131,11 +133,13 @@ def train_row(
         "training": _training(history),
         "results": None,
     }
-    if resume and path.exists():
-        old_record = load_record(path)
-        if old_record["training"]["epochs"] == history.epochs:
-            record["results"] = old_record["results"]
-    save_record(path, record)
+    if ranks.first:
+        if resume and path.exists():
+            old_record = load_record(path)
+            if old_record["training"]["epochs"] == history.epochs:
+                record["results"] = old_record["results"]
+        save_record(path, record)
+    ranks.wait()
     return path
 
 
@@ -184,7 +188,7 @@ def evaluate_row(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Estimate the test NLL of a trained row and add it to its record.
+    """Estimate the test NLL of a trained row and add it to its record; also shared, as in :func:`train_row`.
 
     After an interruption the same call goes on with the images that are left: the others are kept beside the
     record, in a file with the suffix ``.nll`` that goes when the estimate is complete.
@@ -206,6 +210,7 @@ def evaluate_row(
     Raises:
         ValueError: as :func:`load_row` and :func:`nll`.
     """
+    ranks = join()
     where = default_device(device)
     vae = load_row(path, data, checkpoint).to(where)
     record = load_record(path)
@@ -218,15 +223,18 @@ def evaluate_row(
         memory=memory,
         partial=Path(path).with_suffix(".nll"),
         progress=progress,
+        parallel=True,
     )
     record["results"] = {
         **estimate.summary(),
         "log_evidence": [round(value, 2) for value in estimate.log_evidence.tolist()],
         "seconds": time.perf_counter() - started,
-        "machine": machine(where),
+        "machine": machine(where, ranks.size),
         "versions": versions(),
     }
-    save_record(path, record)
+    if ranks.first:
+        save_record(path, record)
+    ranks.wait()
     return record
 
 

@@ -16,14 +16,15 @@ from pyro_flows_vi.infer._update import refused_optimizer
 from pyro_flows_vi.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_flows_vi.infer.compile_mode import Driver
 from pyro_flows_vi.infer.interruption import Interruption, TrainingInterrupted
+from pyro_flows_vi.infer.parallel import Ranks, digest
 from pyro_flows_vi.infer.progress import progress_bar
 from pyro_flows_vi.vae.compiled import VAESteps
 from pyro_flows_vi.vae.history import CURVES, History
 from pyro_flows_vi.vae.minibatches import Minibatches, TrainingData
-from pyro_flows_vi.vae.model import VAE, ELBOTerms
+from pyro_flows_vi.vae.model import VAE, ELBOTerms, copy_state, shapes
 from pyro_flows_vi.vae.protocols import Protocol
 
-__all__ = ["KIND", "Trainer", "shapes"]
+__all__ = ["KIND", "Trainer"]
 
 KIND = "vae"
 #: settings that a resumed run may change, where the learning rate does not depend on them
@@ -49,7 +50,9 @@ class Trainer:
         path: str | os.PathLike[str] | None,
         identity: dict[str, Any],
         compile: str | bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks()
         vae.check_parameters()
         vae.check(data.validation)
         if data.train.is_floating_point() and not bool(data.train.isfinite().all()):
@@ -72,6 +75,10 @@ class Trainer:
         self.minibatches, self.beta = Minibatches([]), 1.0
         self.driver = Driver(self, compile)
         self.history = History()
+        if self.ranks.size > 1:
+            images = digest(data.train, data.validation)
+            self.ranks.require_same({"the settings": digest(self.identity), "the images": images})
+            self.ranks.align(vae.state_dict().values())
         self.best = copy_state(vae)
         self.generator = torch.Generator(data.validation.device).manual_seed(seed)
         self.epoch_start = self.generator.get_state()
@@ -85,7 +92,7 @@ class Trainer:
         history.stop_reason = self._stop_reason()
         steps = self._steps_in_an_epoch()
         done = history.epochs * steps + history.batches
-        with progress_bar(settings.max_epochs * steps, label, "batch", progress, done) as bar:
+        with progress_bar(settings.max_epochs * steps, label, "batch", progress and self.ranks.first, done) as bar:
             while not history.stop_reason:
                 self._epoch(interruption, bar)
                 history.stop_reason = self._stop_reason()
@@ -150,14 +157,16 @@ class Trainer:
     def eager_step(self) -> Outcome:
         """One step on the next minibatch, unless its loss or the norm of the gradient is not finite."""
         settings, x = self.settings, self.minibatches.take()
-        loss, report = self.loss(self.vae.elbo(x), self.beta)
         for p in self.parameters:
             p.grad = None
-        loss.backward()
+        with self.ranks.share(len(x)) as share:
+            loss, report = self.loss(self.vae.elbo(x[share.rows]), self.beta)
+            loss.backward()
+            means = share.average(self.parameters, *report)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         # the one point where the host waits for the device
-        value, log_likelihood, kl, size = torch.stack([*report, norm]).tolist()
+        value, log_likelihood, kl, size = torch.stack([*means, norm]).tolist()
         if math.isfinite(value) and math.isfinite(size):
             if settings.clip_norm is not None and size > settings.clip_norm:
                 torch._foreach_mul_(gradients, settings.clip_norm / size)
@@ -198,12 +207,15 @@ class Trainer:
     def _validate(self) -> float:
         """The validation ELBO from the same draws in every epoch."""
         self.vae.eval()
-        total = 0.0
+        self.ranks.align(self.vae.buffers())
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(VALIDATION_SEED)
             for x in self.validation.split(500):
-                total += float(self.vae.elbo(x).elbo().double().sum())
-        return total / len(self.validation)
+                with self.ranks.share(len(x)) as share:
+                    values = self.vae.elbo(x[share.rows]).elbo().double()
+                total += values.sum() if share.weight else 0.0
+        return float(self.ranks.sum(total)) / len(self.validation)
 
     def _steps_in_an_epoch(self) -> int:
         return math.ceil(len(self.data.train) / self.settings.batch_size)
@@ -218,6 +230,7 @@ class Trainer:
         if not self.path:
             raise TrainingInterrupted("training interrupted; there is no checkpoint to resume from")
         self.save()
+        self.ranks.wait()  # or a launcher would end the one that writes when another one is done
         raise TrainingInterrupted(
             f"training interrupted in epoch {self.history.epochs + 1}; the state is in {self.path}: "
             "run the same again with resume to go on from there"
@@ -244,8 +257,10 @@ class Trainer:
     # -- checkpoints ---------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write all that decides the rest of the run."""
+        """Write all that decides the rest of the run, in the first process."""
         assert self.path is not None
+        if not self.ranks.first:
+            return
         state = {
             "history": dataclasses.asdict(self.history),
             "model": self.vae.state_dict(),
@@ -260,8 +275,7 @@ class Trainer:
 
     def load(self) -> None:
         """Go back to what :meth:`save` wrote, if it is of this run."""
-        assert self.path is not None
-        _, state = load_checkpoint(self.path, kind=KIND, settings=self.identity, map_location="cpu")
+        _, state = self.ranks.from_first(lambda: load_checkpoint(str(self.path), kind=KIND, settings=self.identity))
         self.vae.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.best = {name: value.to(self.device) for name, value in state["best"].items()}
@@ -284,13 +298,3 @@ def make_optimiser(settings: Protocol, parameters: list[torch.nn.Parameter]) -> 
         return torch.optim.Adamax(parameters, lr=settings.learning_rate, eps=settings.eps)
     # one kernel for all parameters: a third of the time of the loop over parameters, on CPU and GPU alike
     return torch.optim.Adam(parameters, lr=settings.learning_rate, eps=settings.eps, fused=True)
-
-
-def copy_state(vae: VAE) -> dict[str, Tensor]:
-    """The weights as they are now."""
-    return {name: value.detach().clone() for name, value in vae.state_dict().items()}
-
-
-def shapes(vae: VAE) -> dict[str, list[int]]:
-    """Names and shapes of all weights: the architecture's fingerprint."""
-    return {name: list(value.shape) for name, value in vae.state_dict().items()}

@@ -12,13 +12,14 @@ import torch
 
 from pyro_flows_vi.infer.checkpoint import load_checkpoint
 from pyro_flows_vi.infer.compile_mode import require_mode
-from pyro_flows_vi.infer.interruption import Interruption, TrainingInterrupted
+from pyro_flows_vi.infer.interruption import TrainingInterrupted
+from pyro_flows_vi.infer.parallel import join
 from pyro_flows_vi.infer.records import default_device
 from pyro_flows_vi.vae.history import History
 from pyro_flows_vi.vae.minibatches import TrainingData
-from pyro_flows_vi.vae.model import VAE
+from pyro_flows_vi.vae.model import VAE, shapes
 from pyro_flows_vi.vae.protocols import Protocol, number
-from pyro_flows_vi.vae.trainer import KIND, Trainer, shapes
+from pyro_flows_vi.vae.trainer import KIND, Trainer
 
 __all__ = ["TrainingData", "TrainingInterrupted", "load_weights", "train"]
 
@@ -37,6 +38,7 @@ def train(
     compile: str | bool = False,
     progress: bool = True,
     label: str = "training",
+    parallel: bool = True,
 ) -> History:
     r"""Maximise the ELBO on minibatches and leave the best weights, by validation ELBO, in ``vae``.
 
@@ -59,6 +61,9 @@ def train(
             :mod:`~pyro_flows_vi.infer.compile_mode`; of one seed, the modes give the same numbers up to rounding.
         progress: whether to show a progress bar.
         label: its text.
+        parallel: whether processes that ``torchrun`` started share the rows of every minibatch, see
+            :mod:`~pyro_flows_vi.infer.parallel`; their number changes the result by rounding only. A process that was
+            started alone trains alone.
 
     Returns:
         the history, with one curve per quantity.
@@ -66,20 +71,22 @@ def train(
     Raises:
         ValueError: for data with NaN, infinite or impossible values, for images of another width than the
             model's, for a checkpoint of other settings, and when ``settings.max_bad_steps`` steps in a row had a
-            loss or gradient that is not finite, and for a ``compile`` that this machine or model cannot have.
+            loss or gradient that is not finite, for a ``compile`` that this machine or model cannot have, and where
+            several processes were not called alike.
         TrainingInterrupted: after Ctrl-C, when the state has been saved.
     """
     number("checkpoint_every", checkpoint_every, int, 1)
     require_mode(compile)
+    ranks = join(parallel)
     where = default_device(device)
     with (
         torch.random.fork_rng([where] if where.type == "cuda" else []),
         _matmul_precision(settings.matmul_precision),
-        Interruption() as interruption,
+        ranks.interruption() as interruption,
     ):
         torch.manual_seed(seed)
-        trainer = Trainer(vae.to(where), data, settings, seed, where, checkpoint, dict(identity or {}), compile)
-        if resume and checkpoint is not None and Path(checkpoint).exists():
+        trainer = Trainer(vae.to(where), data, settings, seed, where, checkpoint, dict(identity or {}), compile, ranks)
+        if ranks.from_first(lambda: resume and checkpoint is not None and Path(checkpoint).exists()):
             trainer.load()
         trainer.run(interruption, checkpoint_every, progress, label)
     return trainer.history
