@@ -107,15 +107,18 @@ def check_log_det(flow: Flow, x: Tensor, context: Tensor | None = None, toleranc
 
 
 def check_inverse(flow: Flow, x: Tensor, context: Tensor | None = None, tolerance: float = 1e-8) -> float:
-    """The inverse lands on a point that the forward map takes to y, with the log-determinant found there.
+    """The inverse lands on a point that the forward map takes to y, with its log-determinant, with a graph and without.
 
     The residual is measured in y, the backward error, which stays small however ill-conditioned the map is.
     """
-    y = flow.forward_and_log_det(x, context)[0].detach()
-    back, log_det = flow.inverse_and_log_det(y, context)
-    again, forward_log_det = flow.forward_and_log_det(back, context)
-    error = _agree("f(f^-1(y)) and y", again, y, tolerance)
-    return max(error, _agree("the log_det of inverse and forward", log_det, forward_log_det, tolerance))
+    y, error = flow.forward_and_log_det(x, context)[0].detach(), 0.0
+    for graph in (True, False):  # for which an inverse may go different ways
+        with torch.set_grad_enabled(graph):
+            back, log_det = flow.inverse_and_log_det(y, context)
+            again, forward_log_det = flow.forward_and_log_det(back, context)
+        found = _agree("f(f^-1(y)) and y", again, y, tolerance)
+        error = max(error, found, _agree("the log_det of inverse and forward", log_det, forward_log_det, tolerance))
+    return error
 
 
 def check_score(flow: Flow, x: Tensor, context: Tensor | None = None, tolerance: float = 1e-6) -> float:

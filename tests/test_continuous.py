@@ -205,7 +205,7 @@ def test_the_penalty_is_read_once_with_its_graph() -> None:
         flow.regularisation()
     flow.inverse_and_log_det(y.detach())  # the same path the other way
     assert float((flow.regularisation() - exact).detach().abs()) < 0.05 * float(exact)
-    torch.testing.assert_close(log_det, flow.eval().forward_and_log_det(x)[1], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(log_det, flow.eval().forward_and_log_det(x)[1], rtol=1e-5, atol=1e-5)  # other steps
 
 
 def test_the_penalty_of_a_chain() -> None:

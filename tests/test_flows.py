@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -322,6 +323,30 @@ def test_actnorm_refuses_what_gives_no_scale() -> None:
 def test_actnorm_refuses_a_single_point() -> None:
     with pytest.raises(ValueError, match="at least 2 points"):
         ActNorm(3).initialize(torch.randn(1, 3))
+
+
+@pytest.mark.parametrize("context_dim", [None, 2])
+@pytest.mark.parametrize("form", ["orthogonal", "householder", "triangular"])
+def test_sylvester_roots_found_together_are_those_found_in_sequence(
+    form: str, context_dim: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyro_flows_vi.testing import randomize
+    from pyro_flows_vi.transforms import Sylvester
+
+    flow = randomize(Sylvester(9, context_dim, form=form).double(), 0.3)
+    y = torch.randn(2, 4, 9, dtype=torch.float64)
+    context = None if context_dim is None else torch.randn(4, 2, dtype=torch.float64)
+    in_sequence = flow.inverse_and_log_det(y, context)
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr(Sylvester, "_substitute", None)  # which settling leaves alone
+        together = flow.inverse_and_log_det(y, context)
+    module = sys.modules[Sylvester.__module__]
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr(module, "ROUNDS", 1)
+        given_up = flow.inverse_and_log_det(y, context)
+    for a, b, c in zip(in_sequence, together, given_up, strict=True):
+        torch.testing.assert_close(b, a)
+        assert torch.equal(c, a)
 
 
 @pytest.mark.parametrize("values", [[0, 0, 1], [1, 2, 3], [[0, 1], [1, 0]], [0, 1, 3]])

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pyro_flows_vi"
-LAZY = {"click", "matplotlib", "pooch", "scipy", "sklearn"}
+LAZY = {"arviz", "click", "matplotlib", "pandas", "pooch", "scipy", "sklearn", "torchdiffeq", "xarray"}
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in PACKAGE.rglob("*.py")
@@ -94,6 +94,23 @@ print(json.dumps(culprits))
 """
     culprits = json.loads(python("-c", code, json.dumps(library), *LAZY).stdout)
     assert culprits == {}, f"each is loaded by the module named beside it: {culprits}"
+
+
+def test_beside_pyro_only_own_modules_and_small_ones_are_loaded() -> None:
+    """What an import costs beyond that of Pyro is then the time of our own small files."""
+    code = """
+import json, sys
+import pyro, pyro.infer.autoguide
+before = set(sys.modules)
+import pyro_flows_vi.flows, pyro_flows_vi.guides, pyro_flows_vi.density, pyro_flows_vi.vae
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+    loaded = json.loads(python("-c", code).stdout)
+    others = [name for name in loaded if name.split(".")[0] != "pyro_flows_vi"]
+    assert "pyro_flows_vi.vae" in loaded
+    heavy = [name for name in others if name.split(".")[0] not in {*sys.stdlib_module_names, "numpy"}]
+    assert heavy == []
+    assert len(others) < 30, others
 
 
 def test_every_exported_name_resolves() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyro_flows_vi.nets import masked
 from pyro_flows_vi.nets.masked import MADE
 from pyro_flows_vi.numerics.linear import matvec, reflect, unit, vecmat
 from pyro_flows_vi.numerics.roots import solve_monotone, solve_tanh
@@ -281,12 +282,63 @@ def test_made_is_autoregressive_and_sequential_is_the_same(
     assert torch.equal(jacobian, torch.tril(jacobian, -1))  # exact zeros at and above the diagonal
     seen = []
 
-    def step(i: int, values: Tensor) -> Tensor:
+    def step(part: slice, values: Tensor) -> tuple[Tensor, Tensor]:
         seen.append(values)
-        return x[..., i]
+        return x[..., part], 2.0 * x[..., part]
 
-    assert torch.equal(net.sequential(x.shape[:-1], step, context), x)
-    torch.testing.assert_close(torch.stack([s.expand(3, 4, 2) for s in seen], -1), params)
+    found, doubled = net.sequential(x.shape[:-1], step, context)
+    assert torch.equal(found, x)
+    assert torch.equal(doubled, 2.0 * x)
+    torch.testing.assert_close(torch.cat([s.expand(3, 4, 2, -1) for s in seen], -1), params)
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.5, 2.0])
+@pytest.mark.parametrize("hidden_dims", [(200,), (30, 170), (170, 30)])
+def test_settling_gives_what_substitution_gives(hidden_dims: tuple[int, ...], spread: float) -> None:
+    net = MADE(150, torch.zeros(1), hidden_dims, 2, torch.tanh).double()  # three blocks of coordinates
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_().mul_(spread)
+    y, context = torch.randn(2, 3, 150, dtype=F64), torch.randn(3, 2, dtype=F64)
+    calls = 0
+
+    def step(part: slice, params: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal calls
+        calls += 1
+        shift = params.squeeze(-2)
+        return y[..., part] - shift, shift
+
+    one_by_one, _ = net.sequential(y.shape[:-1], step, context, settle=False)
+    assert calls == len(net.groups) - 1
+    torch.testing.assert_close(one_by_one + net(one_by_one, context).squeeze(-2), y)
+    calls = 0
+    with torch.no_grad():
+        together, shift = net.sequential(y.shape[:-1], step, context)
+    torch.testing.assert_close(together, one_by_one)
+    torch.testing.assert_close(together + shift, y)
+    blocks = math.ceil((len(net.groups) - 1) / masked.BLOCK)
+    assert calls < len(net.groups) - 1 if spread == 0.1 else calls <= masked.ROUNDS * blocks + len(net.groups) - 1
+
+
+def test_rounds_that_overflow_do_no_harm() -> None:
+    net = MADE(40, torch.zeros(1), (40,), activation=torch.square).double()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_()
+        x = 0.1 * torch.randn(40, dtype=F64)
+        y = x + net(x).squeeze(0)
+        values = []
+
+        def step(part: slice, params: Tensor) -> tuple[Tensor, Tensor]:
+            values.append(y[part] - params.squeeze(-2))
+            return values[-1], values[-1]
+
+        found, _ = net.sequential(torch.Size([]), step)
+        assert not all(value.isfinite().all() for value in values)  # a wrong guess is squared again and again
+        one_by_one, _ = net.sequential(torch.Size([]), step, settle=False)
+    assert len(values) >= masked.ROUNDS + 2 * 39  # the rounds are given up
+    assert torch.equal(found, one_by_one)
+    assert (found - x)[:10].abs().max() < 1e-9  # the rounding of y grows further on
 
 
 def test_a_wide_enough_made_uses_every_coordinate_before() -> None:

@@ -9,15 +9,14 @@ import torch
 from measure import RECORDS, write_record
 from torch import Tensor
 
-from pyro_flows_vi.transforms import Residual
+from pyro_flows_vi.transforms import Flow, Residual
 
 DIM, BATCH = 64, 1000
 
 
-def saved_bytes(num_terms: int) -> int:
+def saved_bytes(flow: Flow) -> int:
     """Bytes of the different tensors that autograd saves in one forward pass, the weights among them."""
     torch.manual_seed(0)
-    flow = Residual(DIM, log_det="series", num_terms=num_terms)
     kept: dict[int, Tensor] = {}  # holds the tensors, so that no address is used twice
 
     def pack(tensor: Tensor) -> Tensor:
@@ -37,7 +36,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RECORDS / "residual_memory.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = [{"num_terms": n, "saved_bytes": saved_bytes(n)} for n in options.terms]
+    rows = [
+        {"num_terms": n, "saved_bytes": saved_bytes(Residual(DIM, log_det="series", num_terms=n))}
+        for n in options.terms
+    ]
     for row in rows:
         ratio = row["saved_bytes"] / rows[0]["saved_bytes"]
         print(f"{row['num_terms']:4} terms: {row['saved_bytes'] / 2**20:.2f} MiB, {ratio:.3f} x the first")

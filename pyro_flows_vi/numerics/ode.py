@@ -251,8 +251,9 @@ def _integrate(
 
     tolerance = max(solver.tolerance, FLOOR * torch.finfo(state.dtype).eps)
     times = torch.tensor([0.0, 1.0], dtype=torch.float64, device=state.device)
-    # A step has to end at the end: left to itself torchdiffeq steps over it and interpolates, to order 4 only.
-    options = {"norm": norm, "step_t": times[1:]}
+    # A step has to end at the end: left to itself torchdiffeq steps over it and interpolates, to order 4 only. The
+    # first tries to get there at once: what it loses where it is rejected, a guess loses by steps that are too small.
+    options = {"norm": norm, "step_t": times[1:], "first_step": 1.0}
     try:
         solution = odeint(forwards, state, times, rtol=tolerance, atol=tolerance, method=solver.method, options=options)
     except AssertionError as failure:  # the words of torchdiffeq, but for a state that it would print

@@ -58,6 +58,8 @@ def temper(x: Tensor, k: float = 4.0) -> Tensor:
     traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
     if traced or torch._C._functorch.maybe_current_level() is not None:
         return k * torch.asinh(x / k)
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return _tempered(x, _radius(x, k), k)
     y: Tensor = _Temper.apply(x, k)
     return y
 
@@ -68,7 +70,7 @@ class _Temper(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, k: float) -> Tensor:
         radius = _radius(x, k)
-        y = x.abs().add_(radius).div_(k).log_().mul_(k).copysign_(x)
+        y = _tempered(x, radius, k)
         ctx.k = k
         ctx.save_for_backward(x, radius.reciprocal_().mul_(k))
         return y
@@ -79,6 +81,10 @@ class _Temper(torch.autograd.Function):
         if torch.is_grad_enabled():  # the gradient may be differentiated: a slope with a graph
             slope = ctx.k / _radius(x, ctx.k)
         return grad * slope, None
+
+
+def _tempered(x: Tensor, radius: Tensor, k: float) -> Tensor:
+    return x.abs().add_(radius).div_(k).log_().mul_(k).copysign_(x)
 
 
 def _radius(x: Tensor, k: float) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_flows_vi.numerics.tracing import is_traced
+
 if TYPE_CHECKING:
     from pyro_flows_vi.transforms.base import Flow
 
@@ -91,14 +93,3 @@ def positive(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"expected {name} to be a positive integer, got {value!r}")
     return value
-
-
-def is_traced(value: Tensor) -> bool:
-    """Whether a compiler, a tracer or a functorch transform is looking on, for whom values are unknown."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or value.is_meta
-        or torch._C._functorch.maybe_current_level() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
-    )

@@ -78,5 +78,6 @@ def _state(flow: nn.Module) -> list[Tensor]:
 @torch.no_grad()
 def _fingerprints(state: list[Tensor]) -> list[float]:
     """Sum and norm of every tensor: a fused optimiser, and a write to ``.data``, raise no version counter."""
-    values = [t.float() if not t.is_floating_point() else t for t in state]
-    return torch.stack([f.double() for t in values for f in (t.sum(), t.norm())]).tolist() if values else []
+    values = [t if t.is_floating_point() else t.float() for t in state]
+    numbers = [torch.stack([t.sum() for t in values]), torch.stack(torch._foreach_norm(values))] if values else []
+    return [number for row in numbers for number in row.tolist()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from pyro_flows_vi.nets.masked import MADE
@@ -66,16 +65,13 @@ class Autoregressive(Flow):
         return y, log_slope.sum(-1)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """D inverses of the map in sequence, and together the arithmetic of one pass of the network."""
-        log_slopes = []
+        """Inverses of the map in sequence, and together about the arithmetic of one pass of the network."""
 
-        def step(i: int, params: Tensor) -> Tensor:
-            x, log_slope = self.map.inverse_and_log_slope(y[..., i : i + 1], params.unsqueeze(-2))
-            log_slopes.append(log_slope)
-            return x.squeeze(-1)
+        def step(part: slice, params: Tensor) -> tuple[Tensor, Tensor]:
+            return self.map.inverse_and_log_slope(y[..., part], params.mT)
 
-        x = self.net.sequential(y.shape[:-1], step, context)
-        return x, torch.cat(log_slopes, dim=-1).sum(-1)
+        x, log_slope = self.net.sequential(y.shape[:-1], step, context, settle=self.map.fast_inverse)
+        return x, log_slope.sum(-1)
 
     def _forward_and_score(self, x: Tensor, score: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         y, log_slope = self._forward(x, context)

@@ -105,20 +105,14 @@ class NeuralAutoregressive(Flow):
         return y, log_slope.sum(-1)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """D root searches in sequence; each step of one costs a monotone map of a single coordinate."""
-        log_slopes = []
+        """Root searches in sequence; each step of one costs a monotone map of the coordinates in question."""
 
-        def step(i: int, params: Tensor) -> Tensor:
-            def function(x: Tensor) -> tuple[Tensor, Tensor]:
-                value, log_slope = self._map(x[..., None], params[..., None])
-                return value.squeeze(-1), log_slope.squeeze(-1)
+        def step(part: slice, params: Tensor) -> tuple[Tensor, Tensor]:
+            x = solve_monotone(lambda x: self._map(x, params), y[..., part])
+            return x, self._map(x, params)[1]
 
-            x = solve_monotone(function, y[..., i])
-            log_slopes.append(function(x)[1])
-            return x
-
-        x = self.net.sequential(y.shape[:-1], step, context)
-        return x, torch.stack(log_slopes, dim=-1).sum(-1)
+        x, log_slope = self.net.sequential(y.shape[:-1], step, context, settle=False)
+        return x, log_slope.sum(-1)
 
     def extra_repr(self) -> str:
         """The dimensions and the monotone map, for ``repr``."""

@@ -42,11 +42,11 @@ class Permute(Flow):
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """O(D)."""
-        return x[..., self.permutation], x.new_zeros(x.shape[:-1])
+        return x.index_select(-1, self.permutation), x.new_zeros(x.shape[:-1])
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """O(D)."""
-        return y[..., self.permutation.argsort()], y.new_zeros(y.shape[:-1])
+        return y.index_select(-1, self.permutation.argsort()), y.new_zeros(y.shape[:-1])
 
 
 def _indices(permutation: Tensor | Sequence[int]) -> Tensor:

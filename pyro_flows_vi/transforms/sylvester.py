@@ -13,12 +13,15 @@ from pyro_flows_vi.nets.parameters import ParameterNet
 from pyro_flows_vi.numerics.linear import compact_form, matvec, reflect, vecmat
 from pyro_flows_vi.numerics.roots import solve_tanh
 from pyro_flows_vi.numerics.stable import slope_from
-from pyro_flows_vi.transforms._door import positive
+from pyro_flows_vi.transforms._door import is_traced, positive
 from pyro_flows_vi.transforms.base import Flow
 
 __all__ = ["Sylvester", "conditional_sylvester", "sylvester"]
 
 Form = Literal["orthogonal", "householder", "triangular"]
+
+#: after so many rounds of the inverse its roots are found one by one
+ROUNDS = 16
 
 
 class Sylvester(Flow):
@@ -127,9 +130,31 @@ class Sylvester(Flow):
         return y, slope_from(tanh, p["gain"]).sum(-1)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """M scalar roots in sequence."""
+        """M scalar roots, all together in rounds until they settle, or in sequence where a graph is wanted."""
         p = self._constrained(context)
         rest = self._onto_basis(p, y)  # what the rows below leave of Q' y
+        settled = None if torch.is_grad_enabled() or is_traced(y) else self._settle(p, rest)
+        tanh = self._substitute(p, rest) if settled is None else settled
+        x = y - self._from_basis(p, _product(p["upper"], p["outer"], tanh))
+        return x, slope_from(tanh, p["gain"]).sum(-1)
+
+    def _settle(self, p: dict[str, Tensor], onto: Tensor) -> Tensor | None:
+        """The values of tanh by Jacobi's iteration on the triangular system, or ``None`` if it goes on."""
+        gain, tanh = p["gain"].expand(onto.shape), torch.zeros_like(onto)
+        tolerance = 4.0 * torch.finfo(onto.dtype).eps
+        for _ in range(ROUNDS):
+            target = onto - matvec(p["upper"], tanh)
+            v = target - p["outer"] * tanh
+            before = matvec(p["lower"].mT, v) + p["b"]
+            last, tanh = (
+                tanh,
+                torch.tanh(solve_tanh(torch.addcmul(before, p["inner"].expand(onto.shape), target), gain)),
+            )
+            if bool((tanh - last).abs().max() <= tolerance):
+                return tanh
+        return None
+
+    def _substitute(self, p: dict[str, Tensor], rest: Tensor) -> Tensor:
         outer, inner, gain, before = (p[name].expand(rest.shape) for name in ("outer", "inner", "gain", "b"))
         tanhs: list[Tensor] = []
         for i in reversed(range(self.rank)):
@@ -138,9 +163,7 @@ class Sylvester(Flow):
             rest = rest - p["upper"][..., i] * tanh[..., None]
             before = before + p["lower"][..., i, :] * (target - outer[..., i] * tanh)[..., None]
             tanhs.insert(0, tanh)
-        tanh = torch.stack(tanhs, dim=-1)
-        x = y - self._from_basis(p, outer * tanh + matvec(p["upper"], tanh))
-        return x, slope_from(tanh, gain).sum(-1)
+        return torch.stack(tanhs, dim=-1)
 
     def extra_repr(self) -> str:
         """The dimensions, form and rank, for ``repr``."""
