@@ -28,10 +28,11 @@ def told(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def told(*args: Any, **kwargs: Any) -> Any:
         from pyro_flows_vi.infer.interruption import TrainingInterrupted
+        from pyro_flows_vi.numerics.errors import NotConverged
 
         try:
             return command(*args, **kwargs)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, NotConverged) as error:
             raise BadInput(str(error)) from error
         except TrainingInterrupted as stop:
             click.echo(f"\n{stop}", err=True)
