@@ -33,6 +33,13 @@ def _folder_option(command: Callable[..., Any]) -> Callable[..., Any]:
     "--num-transforms", type=click.IntRange(min=1), default=5, show_default=True, help="Number of flow steps."
 )
 @click.option("--flow-option", "options", multiple=True, metavar="NAME=VALUE", help="Set an option of the flow.")
+@click.option(
+    "--objective",
+    type=click.Choice(["likelihood", "reverse-kl"]),
+    default="likelihood",
+    show_default=True,
+    help="What is fitted: the data, or the known density of a target by KL(q‖p).",
+)
 @click.option("--name", help="Name of the row in the table, instead of the flow's.")
 @click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Set a field of the fit's settings.")
 @click.option("--logit-level", type=float, help="Of images: the level of the logit; 1e-6 for mnist, else 0.05.")
@@ -53,6 +60,7 @@ def train(
     flow: str,
     num_transforms: int,
     options: tuple[str, ...],
+    objective: str,
     name: str | None,
     overrides: tuple[str, ...],
     logit_level: float | None,
@@ -81,6 +89,7 @@ def train(
         name=name,
         num_transforms=num_transforms,
         flow_options=settings(options),
+        objective=objective,
         images={key: value for key, value in pixels.items() if value is not None},
         settings=settings(overrides),
         seed=seed,

@@ -70,6 +70,8 @@ class FlowDensity(Scored):
             raise ValueError(f"expected flow to be a name or a Flow, got {type(flow).__name__}")
         if isinstance(flow, str):
             flows.describe(flow)
+            if input_dim is None and "shape" not in options:
+                flows.build(flow, 1, None, num_transforms, **_tuples(options))  # a wrong word is found now, not later
         elif options:
             raise ValueError(f"a flow of your own takes no options here, got {', '.join(options)}")
         self.recipe: dict[str, Any] = {
