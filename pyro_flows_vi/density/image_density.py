@@ -84,15 +84,16 @@ class ImageDensity(FlowDensity):
         if not isinstance(shape, Sequence) or len(shape) not in (2, 3):
             raise ValueError(f"expected the shape of an image, (H, W) or (C, H, W), got {shape!r}")
         self.levels, self.logit_level = levels, logit_level
-        dim = math.prod(shape)
-        if isinstance(flow, str) and "shape" in flows.options(flow) and "shape" not in options:
-            options["shape"] = (1,) * (3 - len(shape)) + tuple(shape)
+        dim, told = math.prod(shape), {}
+        if isinstance(flow, str) and "shape" in flows.options(flow):
+            told["shape"] = (1,) * (3 - len(shape)) + tuple(shape)
         super().__init__(
-            flow, dim, context_dim, num_transforms=num_transforms, turn=turn, standardise=standardise, **options
+            flow, dim, context_dim, num_transforms=num_transforms, turn=turn, standardise=standardise, **told, **options
         )
         self.shape = tuple(shape)
         self.dequantisation = _noise(dequantisation, noise, dim, levels)
         self.recipe |= {
+            "options": options,
             "shape": list(shape),
             "levels": levels,
             "logit_level": logit_level,
