@@ -192,6 +192,20 @@ def test_scoring_and_drawing_say_what_they_want() -> None:
     assert made.sample(torch.Size([2])).shape == (2, 3)
 
 
+def test_draws_that_overflow_are_told() -> None:
+    """As those of affine flows do where their scales explode."""
+    made = density(2)
+    made.scaling.measure(torch.zeros(2), torch.full((2,), 1e38))
+    with pytest.warns(
+        UserWarning, match=r"\d+ of 500 draws overflow and are not finite: the scales of the flow explode"
+    ):
+        made.sample(500)
+    pixels = images()
+    pixels.scaling.measure(torch.full((4,), math.nan), torch.ones(4))
+    with pytest.warns(UserWarning, match=r"5 of 5 draws overflow"):
+        pixels.sample(5)
+
+
 # -- images ----------------------------------------------------------------------------------------------
 
 

@@ -194,7 +194,7 @@ class ImageDensity(FlowDensity):
     @torch.no_grad()
     def sample(self, sample_shape: int | tuple[int, ...] = (), context: Any = None) -> Tensor:
         """Images of levels 0, ..., L - 1, ``(*sample_shape, *context_batch, D)``."""
-        return self.rsample(sample_shape, context).floor().clamp(0, self.levels - 1)
+        return super().sample(sample_shape, context).floor().clamp(0, self.levels - 1)
 
     def _recipe(self) -> dict[str, Any]:
         recipe = super()._recipe()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,8 +107,21 @@ class Scored(nn.Module):
 
     @torch.no_grad()
     def sample(self, sample_shape: int | tuple[int, ...] = (), context: Any = None) -> Tensor:
-        """Draws ``(*sample_shape, *context_batch, D)``."""
-        return self.rsample(sample_shape, context)
+        """Draws ``(*sample_shape, *context_batch, D)``.
+
+        Warns:
+            UserWarning: for draws that overflow, which are NaN or infinite.
+        """
+        draws = self.rsample(sample_shape, context)
+        lost = int((~draws.isfinite()).any(-1).sum())
+        if lost:
+            count = draws.shape[:-1].numel()
+            warnings.warn(
+                f"{lost} of {count} draws overflow and are not finite: the scales of the flow explode where its "
+                "networks have seen no data. Train longer, or with a smaller learning_rate, or use a spline flow",
+                stacklevel=3,
+            )
+        return draws
 
     def rsample(self, sample_shape: int | tuple[int, ...] = (), context: Any = None) -> Tensor:
         """Draws ``(*sample_shape, *context_batch, D)`` with gradients to parameters and context."""
