@@ -16,8 +16,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoNormal
-from torch import Tensor
+from pyro.distributions.testing.fakes import NonreparameterizedNormal
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from torch import Tensor, nn
 
 from pyro_flows_vi.guides import AutoFlow
 from pyro_flows_vi.infer import (
@@ -35,8 +36,8 @@ from pyro_flows_vi.infer import (
     linear_tempering,
     problems,
 )
-from pyro_flows_vi.infer.compile_mode import Driver, expected_steps, require_mode
-from pyro_flows_vi.infer.compiled import CompiledSteps
+from pyro_flows_vi.infer.compile_mode import Driver, require_mode
+from pyro_flows_vi.infer.fit_steps import FitSteps, Outcome
 from pyro_flows_vi.infer.problems import FlowProblem
 from pyro_flows_vi.infer.training import Training
 
@@ -45,6 +46,7 @@ Y = torch.tensor([1.2, -0.8, 3.1, 0.9], dtype=torch.float64)
 LOGGER = "pyro_flows_vi.infer.compile_mode"
 
 Model = Callable[..., None]
+Pair = tuple[Model, Any]
 
 
 @pytest.fixture(autouse=True)
@@ -162,6 +164,48 @@ def test_single_precision_stays_single() -> None:
     assert {p.dtype for p in guide.parameters()} == {torch.float32}
 
 
+# -- Pyro's handlers ---------------------------------------------------------------------------------
+
+
+def regression_in_pyro() -> Pair:
+    return regression, AutoMultivariateNormal(regression)
+
+
+def amortised() -> Pair:
+    """Networks in model and guide, a parameter with a constraint, and minibatches by Pyro's plates."""
+    encoder, decoder = nn.Linear(3, 4), nn.Linear(2, 3)
+
+    def model(x: Tensor, y: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        with pyro.plate("rows", 4, subsample_size=3) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), scale).to_event(1), obs=x[rows])
+
+    def guide(x: Tensor, y: Tensor) -> None:
+        pyro.module("encoder", encoder)
+        with pyro.plate("rows", 4, subsample_size=3) as rows:
+            loc, log_scale = encoder(x[rows]).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    return model, guide
+
+
+@pytest.mark.filterwarnings("ignore:the model and the guide cannot run for all particles at once")
+@pytest.mark.parametrize(("make", "particles"), [(regression_in_pyro, 2), (amortised, 1)])
+def test_a_traced_pyro_pair_is_the_eager_one(make: Callable[[], Pair], particles: int) -> None:
+    def run(mode: str | bool) -> tuple[FitResult, Tensor]:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(7)
+        model, guide = make()
+        options: dict[str, Any] = {"num_particles": particles, "max_steps": 15, "seed": 0, "progress": False}
+        result = fit(model, guide, X, Y, compile=mode, plateau=Plateau(window=5), **options)
+        leaves = guide.parameters() if isinstance(guide, nn.Module) else pyro.get_param_store().values()
+        return result, torch.cat([leaf.detach().reshape(-1) for leaf in leaves])
+
+    require_same(run("trace"), run(False))
+
+
 # -- steps that are not finite -----------------------------------------------------------------------
 
 
@@ -277,12 +321,46 @@ def test_fits_that_are_no_graph(
     assert message in line and "compile=False" in line
 
 
-def test_other_guides_are_not_compiled() -> None:
+def not_reparametrised() -> Pair:
     def model() -> None:
-        pyro.sample("loc", dist.Normal(0.0, 1.0))
+        pyro.sample("z", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(ValueError, match="only flow guides are compiled"):
-        fit(model, AutoNormal(model), compile="trace", progress=False)
+    def guide() -> None:
+        pyro.sample("z", NonreparameterizedNormal(pyro.param("loc", torch.tensor(0.3)), 1.0))
+
+    return model, guide
+
+
+def gamma() -> Pair:
+    def model() -> None:
+        pyro.sample("z", dist.Gamma(2.0, 1.0))
+
+    def guide() -> None:
+        pyro.sample("z", dist.Gamma(pyro.param("shape", torch.tensor(2.0)), 1.0))
+
+    return model, guide
+
+
+def reading() -> Pair:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("corner", torch.tensor(1.0 if z > 0.0 else 0.0))
+
+    return model, AutoNormal(model)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (not_reparametrised, "the guide's draws of 'z' are not reparametrised"),
+        (gamma, "random numbers of aten._standard_gamma.default depend on what the step computes"),
+        (reading, "it goes on by values that it computes"),
+    ],
+)
+def test_pyro_pairs_that_are_no_graph(make: Callable[[], Pair], message: str) -> None:
+    pyro.clear_param_store()
+    with pytest.raises(ValueError, match=f"compile='trace' cannot be had: {message}"):
+        fit(*make(), compile="trace", num_particles=1, max_steps=2, progress=False)
 
 
 def test_modes_that_do_not_exist_or_cannot_be_had_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +391,7 @@ def eager_for_choice(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def slow_eager(fitted: Training, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.1) -> None:
     step = fitted.eager_step
 
-    def slow() -> compiled.Outcome:
+    def slow() -> Outcome:
         time.sleep(seconds)
         return step()
 
@@ -333,12 +411,13 @@ def test_long_runs_go_from_eager_to_a_graph_to_the_compiler(
 ) -> None:
     finished: list[str] = []
 
-    def finish(graph: Any, inputs: Any, mode: str) -> Any:
+    def finish(graph: Any, inputs: Any, size: int, mode: str) -> Any:
         finished.append(mode)
 
         def slow(*values: Tensor) -> Any:
             time.sleep(0.2 if mode == "trace" else 0.0)
-            return graph.forward(*values)
+            (report,) = graph.forward(*values)
+            return values[:size], report
 
         return slow
 
@@ -371,13 +450,13 @@ def test_without_a_compiler_the_graph_is_the_end(
 def test_a_graph_that_is_no_faster_is_given_up(
     eager_for_choice: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_steps = CompiledSteps.run
+    run_steps = FitSteps.run
 
-    def slow(self: CompiledSteps, most: int) -> list[compiled.Outcome]:
+    def slow(self: FitSteps, most: int) -> list[Outcome]:
         time.sleep(0.2)
         return run_steps(self, most)
 
-    eager_for_choice.setattr(CompiledSteps, "run", slow)
+    eager_for_choice.setattr(FitSteps, "run", slow)
     fitted = training("auto")
     with caplog.at_level(logging.INFO, LOGGER):
         while fitted.step < 8:
@@ -399,10 +478,10 @@ def test_a_trace_that_takes_too_long_is_given_up(
 
 
 def test_expected_steps() -> None:
-    assert expected_steps(training(False, steps=500)) == 500
-    assert expected_steps(training(False, steps=3000)) == 1500
-    assert expected_steps(training(False, steps=3000, schedule=lambda fraction: 1.0)) == 3000
-    assert expected_steps(training(False, steps=1000, plateau=Plateau(window=100, patience=2, drops=2))) == 600
+    assert training(False, steps=500).expected_steps() == 500
+    assert training(False, steps=3000).expected_steps() == 1500
+    assert training(False, steps=3000, schedule=lambda fraction: 1.0).expected_steps() == 3000
+    assert training(False, steps=1000, plateau=Plateau(window=100, patience=2, drops=2)).expected_steps() == 600
     assert isinstance(training(False).driver, Driver)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-__all__ = ["FOLDER", "BadInput", "data_options", "device_option", "echo_kept", "settings", "told"]
+__all__ = ["FOLDER", "BadInput", "choices_told", "data_options", "device_option", "echo_kept", "settings", "told"]
 
 #: the type of an option that names a folder to write to
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -92,6 +94,25 @@ def settings(assignments: tuple[str, ...]) -> dict[str, Any]:
         if isinstance(found[name], list):
             found[name] = tuple(found[name])
     return found
+
+
+@contextlib.contextmanager
+def choices_told() -> Iterator[None]:
+    """Show what the library logs of its choices, such as the way that steps are run."""
+    logger, handler = logging.getLogger("pyro_flows_vi"), _Echo()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _Echo(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(record.getMessage(), err=True)
 
 
 def echo_kept(row: str, record: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pyro_flows_vi.cli.common import FOLDER, data_options, device_option, echo_kept, settings, told
+from pyro_flows_vi.cli.common import FOLDER, choices_told, data_options, device_option, echo_kept, settings, told
 
 __all__ = ["RECORDS", "vae"]
 
@@ -36,6 +36,14 @@ def vae() -> None:
 @click.option("--num-transforms", type=int, help="Number of flow steps, instead of the row's.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint, where there is one.")
 @click.option("--overwrite", is_flag=True, help="Replace an older run.")
+@click.option(
+    "--compile",
+    "mode",
+    type=click.Choice(["no", "auto", "trace", "inductor", "cudagraph"]),
+    default="no",
+    show_default=True,
+    help="Run each step as one graph; auto measures what pays, and says so.",
+)
 @device_option
 @told
 def train(
@@ -50,6 +58,7 @@ def train(
     num_transforms: int | None,
     resume: bool,
     overwrite: bool,
+    mode: str,
     device: str | None,
 ) -> None:
     """Train one ROW of the table (none, planar-10, iaf, ...) and write its record.
@@ -59,19 +68,21 @@ def train(
     from pyro_flows_vi import datasets
     from pyro_flows_vi.vae import train_row
 
-    path = train_row(
-        datasets.load(data, data_dir),
-        protocol,
-        row,
-        out,
-        seed=seed,
-        overrides=settings(overrides),
-        num_transforms=num_transforms,
-        flow_options=settings(options),
-        resume=resume,
-        overwrite=overwrite,
-        device=device,
-    )
+    with choices_told():
+        path = train_row(
+            datasets.load(data, data_dir),
+            protocol,
+            row,
+            out,
+            seed=seed,
+            overrides=settings(overrides),
+            num_transforms=num_transforms,
+            flow_options=settings(options),
+            resume=resume,
+            overwrite=overwrite,
+            compile=False if mode == "no" else mode,
+            device=device,
+        )
     where = "" if data_dir is None else f" --data-dir {data_dir}"
     click.echo(f"record: {path}\nnext: pyro-flows-vi vae evaluate {path} --data {data}{where}")
 

@@ -1,59 +1,47 @@
-"""What makes the graph of a fit's step, and runs it."""
+"""What makes the graph of a training step, and runs it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_flows_vi.infer.objectives import Estimate
+__all__ = ["Deadline", "Holder", "Step", "Untraceable", "finish", "lift_draws", "share_of_products"]
 
-if TYPE_CHECKING:
-    from pyro_flows_vi.infer.problems import FlowProblem
+#: takes the state, the controls, the tensors and the draws; changes the state in place and gives it back with a report
+Step = Callable[..., tuple[Sequence[Tensor], Tensor]]
 
-__all__ = ["STATE", "Deadline", "GraphTarget", "Holder", "Step", "Untraceable", "finish", "lift_draws"]
-
-#: tensors that a step takes and gives back: parameters, Adam's two moments, the average, and two counts
-STATE = 5
-
-Step = Callable[..., Sequence[Tensor]]
+_aten = torch.ops.aten
+#: random numbers for which of a tensor only its shape, dtype and device matter
+_LIKE = {
+    _aten.randn_like.default, _aten.rand_like.default, _aten.normal_.default, _aten.uniform_.default,
+    _aten.exponential_.default, _aten.bernoulli_.float,
+}  # fmt: skip
+#: what no compiler makes faster than it is
+_PRODUCTS = {
+    _aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default, _aten.convolution.default,
+    _aten.convolution_backward.default,
+}  # fmt: skip
 
 
 class Untraceable(ValueError):
-    """Why the steps of a fit cannot be one graph."""
+    """Why the steps of a training cannot be one graph."""
 
 
 class Holder(nn.Module):
-    """An objective as a module, whose parameters a functional call can replace."""
+    """A function of a module as a module, so that a functional call can replace the parameters."""
 
-    def __init__(self, problem: FlowProblem) -> None:
+    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()
-        self.guide, self.problem = problem.guide, problem
+        self.module, self.function = module, function
 
-    def forward(self, target: Any, temperature: Any) -> Estimate:
-        return self.problem.objective(self.guide, target, self.problem.num_particles, temperature)
-
-
-class GraphTarget:
-    """A log density by its graph, differentiable once."""
-
-    has_parameters = False
-
-    def __init__(self, graph: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
-        self.graph = graph
-
-    def value_and_score(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        value, score = self.graph(latent.detach())
-        return value.detach(), score.detach()
-
-    def __call__(self, latent: Tensor) -> Tensor:
-        value, score = self.value_and_score(latent)
-        return value + (score * (latent - latent.detach())).sum(-1)
+    def forward(self, *args: Any) -> Any:
+        return self.function(*args)
 
 
 class Deadline(TorchDispatchMode):
@@ -76,8 +64,6 @@ def lift_draws(graph: Graph) -> list[Callable[[], Tensor]]:
     for node in list(graph.nodes):
         if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
             continue
-        if node.all_input_nodes or node.target._schema.is_mutable:
-            raise Untraceable(f"random numbers of {node.target} depend on what the step computes")
         draws.append(_Draw(node))
         with graph.inserting_after(last):
             last = graph.placeholder(f"draw_{len(draws)}")
@@ -87,34 +73,75 @@ def lift_draws(graph: Graph) -> list[Callable[[], Tensor]]:
 
 
 class _Draw:
-    """The call of one node."""
+    """The call of one node, on a fresh tensor where the node has one that it only fills or imitates."""
 
     def __init__(self, node: Node) -> None:
         self.call, self.args, self.kwargs = node.target, node.args, node.kwargs
+        self.like: Tensor | None = None
+        inputs, in_place = node.all_input_nodes, node.target._schema.is_mutable  # type: ignore[union-attr]
+        if not inputs and not in_place:
+            return
+        filled = inputs == [node.args[0]] and (not in_place or list(inputs[0].users) == [node])
+        if node.target not in _LIKE or not filled:
+            raise Untraceable(f"random numbers of {node.target} depend on what the step computes")
+        self.like, self.args = inputs[0].meta["val"], node.args[1:]
 
     def __call__(self) -> Tensor:
-        return self.call(*self.args, **self.kwargs)  # type: ignore[operator]
+        like = self.like
+        if like is None:
+            return self.call(*self.args, **self.kwargs)  # type: ignore[operator]
+        fresh = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        return self.call(fresh, *self.args, **self.kwargs)  # type: ignore[operator]
 
 
-def finish(graph: GraphModule, inputs: tuple[Tensor, ...], mode: str) -> Step:
-    """The function that runs a graph in a mode, made for tensors like ``inputs``."""
+def share_of_products(graph: GraphModule, inputs: Sequence[Tensor]) -> float:
+    """The share of products of matrices, and convolutions, in the time of a graph on a processor."""
+    clock = _Clock(graph)
+    began = time.perf_counter()
+    clock.run(*(value.clone() for value in inputs))
+    return clock.seconds / (time.perf_counter() - began)
+
+
+class _Clock(Interpreter):
+    """Runs a graph, and measures its products."""
+
+    seconds = 0.0
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        began = time.perf_counter()
+        result = super().call_function(target, args, kwargs)
+        if target in _PRODUCTS:
+            self.seconds += time.perf_counter() - began
+        return result
+
+
+def finish(graph: GraphModule, inputs: tuple[Tensor, ...], size: int, mode: str) -> Step:
+    """The function that runs a graph in a mode, made for tensors like ``inputs``, of which ``size`` are the state."""
+    if mode == "cudagraph":
+        return _Captured(graph, inputs, size)
+    run: Callable[..., Any] = graph.forward
     if mode == "inductor":
         import torch._inductor
 
         with torch.no_grad():
-            return torch._inductor.compile(graph, list(inputs))
-    return _Captured(graph, inputs) if mode == "cudagraph" else graph.forward
+            run = torch._inductor.compile(graph, list(inputs))
+
+    def step(*values: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        (report,) = run(*values)
+        return values[:size], report
+
+    return step
 
 
 class _Captured:
     """A step as a CUDA graph, replayed on tensors that stay where they are.
 
-    The state is written in place at the end of the graph; where it is handed in again, nothing is copied. Written by
-    the rules of :class:`torch.cuda.graph` on a machine without a GPU, where it was not run.
+    Where the state is handed in again that was given back, nothing of it is copied. Written by the rules of
+    :class:`torch.cuda.graph` on a machine without a GPU, where it was not run.
     """
 
-    def __init__(self, function: Step, inputs: tuple[Tensor, ...]) -> None:
-        self.inputs = [value.clone() for value in inputs]
+    def __init__(self, function: Callable[..., Any], inputs: tuple[Tensor, ...], size: int) -> None:
+        self.inputs, self.size = [value.clone() for value in inputs], size
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side), torch.no_grad():
@@ -123,13 +150,11 @@ class _Captured:
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph), torch.no_grad():
-            *state, self.outcome = function(*self.inputs)
-            for old, new in zip(self.inputs[:STATE], state, strict=True):
-                old.copy_(new)
+            (self.report,) = function(*self.inputs)
 
-    def __call__(self, *values: Tensor) -> list[Tensor]:
+    def __call__(self, *values: Tensor) -> tuple[Sequence[Tensor], Tensor]:
         for mine, value in zip(self.inputs, values, strict=True):
             if mine is not value:
                 mine.copy_(value, non_blocking=True)
         self.graph.replay()
-        return [*self.inputs[:STATE], self.outcome.clone()]
+        return self.inputs[: self.size], self.report.clone()

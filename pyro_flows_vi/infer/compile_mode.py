@@ -1,4 +1,4 @@
-"""Which way the steps of a fit are run, and the choice where that is left to the fit."""
+"""Which way the steps of a training are run, and the choice where that is left to it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ import shutil
 import statistics
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 
-from pyro_flows_vi.infer._step_graph import Untraceable
-from pyro_flows_vi.infer.compiled import CompiledSteps, Outcome, refusal
+from pyro_flows_vi.infer._step_graph import Step, Untraceable
 
-if TYPE_CHECKING:
-    from pyro_flows_vi.infer.training import Training
-
-__all__ = ["Driver", "expected_steps", "has_compiler", "require_mode"]
+__all__ = ["Driver", "Work", "has_compiler", "require_mode"]
 
 MODES = ("trace", "inductor", "cudagraph")
 #: steps after which a mode is judged by the median of their times
@@ -27,8 +23,8 @@ TRIAL = 12
 STEPS_OF_A_TRACE, SAVED_BY_TRACE = 80.0, 0.15
 #: seconds that the inductor takes for each second of the trace, and at the least
 INDUCTOR_PER_TRACE, INDUCTOR_LEAST = 50.0, 20.0
-#: the share of a traced step that a compiler saves
-SAVED_BY_COMPILER = 0.6
+#: the share that a compiler saves of a traced step, without the products of matrices in it
+SAVED_BY_COMPILER = 0.7
 
 logger = logging.getLogger(__name__)
 
@@ -48,40 +44,66 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++") if name)
 
 
-def expected_steps(training: Training) -> int:
-    """How many steps are still to come, if in doubt rather too few."""
-    left = training.max_steps - training.step
-    if training.schedule is not None:
-        return left
-    rule = training.plateau
-    least = rule.window * rule.patience * (rule.drops + 1)
-    return min(left, max(least - training.step, left // 2))
+class Steps(Protocol):
+    """Compiled steps, as of :class:`~pyro_flows_vi.infer.compiled.CompiledSteps`."""
+
+    products: float
+
+    def run(self, most: int) -> list[Any]:
+        """Up to ``most`` steps, and at least one."""
+
+    def prepare(self, deadline: float) -> Step:
+        """The step, unless it is not done by then."""
+
+
+class Work(Protocol):
+    """A training, as far as a driver has to know it."""
+
+    #: what it is called in the log
+    work: str
+
+    @property
+    def parameters(self) -> list[Any]:
+        """What is trained."""
+
+    def eager_step(self) -> Any:
+        """One step by itself."""
+
+    def compiled_steps(self, mode: str) -> Any:
+        """The :class:`Steps` of a mode."""
+
+    def refusal(self) -> str | None:
+        """Why the steps cannot be one graph, as far as can be told without trying."""
+
+    def expected_steps(self) -> int:
+        """How many steps are still to come, if in doubt rather too few."""
 
 
 class Driver:
     """Runs steps in one mode.
 
     ``"auto"`` begins step by step. After some steps it traces, unless the rest of the run is too short for the
-    trace to be paid back, and gives a trace up that takes longer than half of what it can save. It goes back where
-    the graph turns out no faster. Of long runs, it then has the graph compiled: by the inductor where that is expected
-    to take less than half of the time that it saves. Each choice is logged with its numbers.
+    trace to be paid back, and gives a trace up that takes longer than half of what it can save. Of long runs, it then
+    has the graph compiled, where that is expected to take less than half of the time that it saves; products of
+    matrices, whose share in a step it measures, are expected to stay as slow as they are. In the end it goes on in the
+    mode that was fastest. Each choice is logged with its numbers.
 
     Args:
-        training: whose steps are run.
+        work: whose steps are run.
         compile: a mode, ``"auto"`` or ``False``.
 
     Raises:
-        ValueError: for a mode that this training cannot have.
+        ValueError: for a mode that this work cannot have.
     """
 
-    def __init__(self, training: Training, compile: str | bool) -> None:
-        self.training = training
+    def __init__(self, work: Work, compile: str | bool) -> None:
+        self.work = work
         self.mode: str | bool = False
-        self.steps: CompiledSteps | None = None
+        self.steps: Steps | None = None
         self.undecided = compile == "auto"
         self._seconds: list[float] = []
-        self._others: list[tuple[str | bool, CompiledSteps | None, float]] = []  # modes before this one, with times
-        reason = None if compile is False else refusal(training)
+        self._tried: list[tuple[str | bool, Steps | None, float]] = []  # with the seconds of a step
+        reason = None if compile is False else work.refusal()
         if reason is not None and not self.undecided:
             raise ValueError(f"compile={compile!r} cannot be had: {reason}; use compile='auto' or False")
         if reason is not None:
@@ -89,13 +111,13 @@ class Driver:
         elif not self.undecided:
             self._turn_to(compile)
 
-    def run(self, most: int) -> list[Outcome]:
+    def run(self, most: int) -> list[Any]:
         """Up to ``most`` steps, and at least one."""
         if self.undecided and len(self._seconds) >= TRIAL:
             self._choose()
         began = time.perf_counter()
         try:
-            outcomes = [self.training.eager_step()] if self.steps is None else self.steps.run(most)
+            outcomes = [self.work.eager_step()] if self.steps is None else self.steps.run(most)
         except Untraceable as error:
             raise ValueError(f"compile={self.mode!r} cannot be had: {error}; use compile='auto' or False") from error
         if self.undecided:
@@ -107,7 +129,7 @@ class Driver:
         return None if self.undecided and self.steps is None else self.mode
 
     def resume(self, mode: str | bool | None) -> None:
-        """Go on in the mode of a checkpoint, where the choice is left to the fit."""
+        """Go on in the mode of a checkpoint, where the choice is left to the driver."""
         if not self.undecided or mode is None:
             return
         with suppress(ValueError):  # what another machine had, and this one has not, is chosen anew
@@ -118,49 +140,47 @@ class Driver:
     # -- the choice ----------------------------------------------------------------------------------
 
     def _turn_to(self, mode: str | bool) -> None:
-        self.mode, self.steps = mode, CompiledSteps(self.training, str(mode)) if mode else None
+        self.mode, self.steps = mode, self.work.compiled_steps(str(mode)) if mode else None
 
-    def _settle(self, why: str) -> None:
+    def _settle(self, why: str, best: tuple[str | bool, Steps | None, float] | None = None) -> None:
         self.undecided = False
-        logger.info("fit goes on with compile=%r: %s", self.mode, why)
+        if best is not None:
+            self.mode, self.steps, _ = best
+        logger.info("%s goes on with compile=%r: %s", self.work.work, self.mode, why)
 
     def _choose(self) -> None:
         """Judge the mode of the last steps, and perhaps try the next one."""
         seconds, self._seconds = statistics.median(self._seconds), []
-        said = f"a step takes {1e3 * seconds:.2f} ms"
-        if self._others:
-            before, steps, others = self._others[-1]
-            said += f", and {1e3 * others:.2f} ms with compile={before!r}"
-            if seconds >= others:
-                self.mode, self.steps = before, steps
-                self._settle(said)
-                return
+        self._tried.append((self.mode, self.steps, seconds))
+        said = ", and ".join(f"{1e3 * time:.2f} ms with compile={mode!r}" for mode, _, time in self._tried[::-1])
+        said = f"a step takes {said}"
+        best = min(self._tried, key=lambda tried: tried[2])
+        on_gpu, expected = self.work.parameters[0].is_cuda, self.work.expected_steps()
         if self.mode in ("inductor", "cudagraph"):
-            self._settle(said)
+            self._settle(said, best)
             return
-        on_gpu = self.training.parameters[0].is_cuda
-        expected = expected_steps(self.training)
-        if not self.mode:
+        if self.steps is None:
             mode, cost, saved = "trace", STEPS_OF_A_TRACE * seconds, SAVED_BY_TRACE * expected * seconds
         else:
-            mode, saved = "cudagraph" if on_gpu else "inductor", SAVED_BY_COMPILER * expected * seconds
+            left = 1.0 - SAVED_BY_COMPILER * (1.0 - self.steps.products)
+            saved = max(0.0, expected * (best[2] - left * seconds))
+            mode = "cudagraph" if on_gpu else "inductor"
             cost = self._traced_in if on_gpu else max(INDUCTOR_LEAST, INDUCTOR_PER_TRACE * self._traced_in)
         said += f"; of {expected} more steps {mode!r} would save {saved:.1f} s at a cost of {cost:.1f} s"
-        if cost > saved / 2:
-            self._settle(said)
+        if cost >= saved / 2:
+            self._settle(said, best)
         elif mode == "inductor" and not has_compiler():
-            self._settle(f"{said}, but there is no C++ compiler")
+            self._settle(f"{said}, but there is no C++ compiler", best)
         else:
-            self._try(mode, seconds, saved, said)
+            self._try(mode, saved, said, best)
 
-    def _try(self, mode: str, seconds: float, saved: float, said: str) -> None:
-        began, steps = time.perf_counter(), CompiledSteps(self.training, mode)
+    def _try(self, mode: str, saved: float, said: str, best: tuple[str | bool, Steps | None, float]) -> None:
+        began, steps = time.perf_counter(), self.work.compiled_steps(mode)
         try:
             steps.prepare(began + saved / 2)
         except Exception as error:  # whatever a tracer or a compiler raises, the steps before are there
-            self._settle(f"{mode!r} failed: {str(error).strip()[:200]} ({said})")
+            self._settle(f"{mode!r} failed: {str(error).strip()[:200]} ({said})", best)
             return
         self._traced_in = time.perf_counter() - began
-        logger.info("fit tries compile=%r: %s", mode, said)
-        self._others.append((self.mode, self.steps, seconds))
+        logger.info("%s tries compile=%r: %s", self.work.work, mode, said)
         self.mode, self.steps = mode, steps

@@ -1,126 +1,134 @@
-"""Steps of a fit as one graph: draws, flow, log density, gradient, clipping, Adam and averaging."""
+"""Training steps as one graph each: a loss, its gradient, clipping, Adam or Adamax, and averaging."""
 
 from __future__ import annotations
 
+import abc
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
-from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_flows_vi.infer._step_graph import (
-    STATE,
-    Deadline,
-    GraphTarget,
-    Holder,
-    Step,
-    Untraceable,
-    finish,
-    lift_draws,
-)
-from pyro_flows_vi.infer._vectorise import FAILURES, is_random
-from pyro_flows_vi.infer.objectives import ELBO, IWELBO, DReG, Estimate, PathELBO, Renyi, whole_groups
+from pyro_flows_vi.infer._step_graph import Deadline, Step, Untraceable, finish, lift_draws, share_of_products
+from pyro_flows_vi.infer._update import MOMENTS, update
+from pyro_flows_vi.infer._vectorise import FAILURES
 
-if TYPE_CHECKING:
-    from pyro_flows_vi.infer.problems import FlowProblem
-    from pyro_flows_vi.infer.training import Training
-
-__all__ = ["CompiledSteps", "Outcome", "refusal"]
+__all__ = ["CompiledSteps"]
 
 #: seconds after which a run of steps is over, so that Ctrl-C and the progress bar wait no longer
 PATIENCE = 0.25
-#: of which it is known that a second call does what the first did
-PURE = (ELBO, PathELBO, IWELBO, DReG, Renyi)
+#: numbers in a parameter, on average, above which joining them costs more than a call for each
+LARGE = 4096
 
 
-class Outcome(NamedTuple):
-    """What a step tells the stopping rule.
+class CompiledSteps(abc.ABC):
+    """Runs the steps of a training as calls of one function.
 
-    Attributes:
-        elbo: the estimate.
-        finite: whether it, and the norm of the gradient, are finite; the step is left out otherwise.
-        rate: the step size.
-    """
+    .. math:: (c, \\theta, m, v, \\bar\\theta; \\text{controls}, \\text{data}, \\epsilon) \\mapsto
+              (c', \\theta', m', v', \\bar\\theta'; \\text{report})
 
-    elbo: float
-    finite: bool
-    rate: float
-
-
-def refusal(training: Training) -> str | None:
-    """Why the steps of this fit cannot be one graph, as far as can be told without trying."""
-    problem: Any = training.problem
-    if not hasattr(problem, "log_density"):
-        return "only flow guides are compiled, and this guide is trained by Pyro's handlers"
-    if type(problem.objective) not in PURE:
-        return f"the objective {type(problem.objective).__name__} is not one of this package, and may do anything"
-    if problem.log_density.has_parameters:
-        return "the model has parameters of its own"
-    optimizer = training.optimizer
-    others = ("weight_decay", "amsgrad", "maximize", "differentiable", "decoupled_weight_decay")
-    if type(optimizer) is not torch.optim.Adam or len(optimizer.param_groups) > 1:
-        return f"the optimiser is {type(optimizer).__name__}, not one plain Adam"
-    if changed := [name for name in others if optimizer.param_groups[0].get(name)]:
-        return f"of Adam's options, {', '.join(changed)} is not in the graph"
-    if len({(p.dtype, p.device) for p in training.parameters}) > 1:
-        return "the parameters have several dtypes or devices"
-    return None
-
-
-class CompiledSteps:
-    """Runs the steps of a fit as calls of one function of flat vectors.
-
-    .. math:: (\\theta, m, v, \\bar\\theta, c, \\eta, \\beta, \\epsilon) \\mapsto (\\theta', m', v', \\bar\\theta', c',
-              \\text{outcome})
-
-    with Adam's moments, the average, the counts of steps c, step size, temperature and base draws. The draws are made
-    outside the graph by the generator calls that the graph would make, so that a seed means the same in every mode.
-    Nothing in a run waits for the results: they are read once, at its end, where also the parameters, the average and
-    the optimiser's state are written back, so that a run starts from wherever the last step, of whatever mode, ended.
+    with the optimiser's moments, the average, the counts of steps c, step size and other controls, minibatch or other
+    tensors, and base draws. The draws are made outside the graph by the generator calls that the graph would make, so
+    that a seed means the same in every mode. Nothing in a run waits for the results: they are read once, at its end,
+    where also the parameters, the average and the optimiser's state are written back, so that a run starts from
+    wherever the last step, of whatever mode, ended. A step whose report is not finite changes nothing. Many small
+    parameters are joined into one vector, since then the calls cost more than the copies; a few large ones stay as they
+    are.
 
     Args:
-        training: whose steps are run.
+        parameters: what is trained.
+        optimizer: one of those of :mod:`~pyro_flows_vi.infer._update`.
         mode: ``"trace"``, ``"inductor"`` or ``"cudagraph"``.
+        clip_norm: the gradient is scaled down to this norm where it is longer.
+        averaging: whether the parameters are averaged.
     """
 
-    def __init__(self, training: Training, mode: str) -> None:
-        self.training, self.mode = training, mode
-        self.problem: FlowProblem = training.problem  # type: ignore[assignment]
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        optimizer: torch.optim.Optimizer,
+        mode: str,
+        clip_norm: float | None = None,
+        averaging: bool = False,
+    ) -> None:
+        self.parameters, self.optimizer, self.mode = parameters, optimizer, mode
+        self.clip_norm, self.averaging = clip_norm, averaging
         self.traces = 0
-        self.sizes = [p.numel() for p in training.parameters]
+        self.products = 0.0  # the share of products of matrices in the time of a step, once it is traced
+        self.sizes = [p.numel() for p in parameters]
         self._steps: dict[tuple[Any, ...], Step] = {}
+        self.flat = sum(self.sizes) <= LARGE * len(self.sizes)
+        self._moments: list[tuple[list[Tensor], list[Tensor]]] = []  # as last written back, joined and in pieces
 
-    def run(self, most: int) -> list[Outcome]:
-        """At least one step and up to ``most`` of them, as many as fit into a quarter of a second."""
-        training, tempering = self.training, self.problem.tempering
-        factors = [training.rate_factor(training.step + k) for k in range(most)]
-        temperatures = [
-            1.0 if tempering is None else tempering((training.step + k) / training.max_steps) for k in range(most)
-        ]
-        rates = [training.base_rates[0] * factor for factor in factors]
-        device, outcomes = training.parameters[0].device, []
-        controls = torch.tensor([rates, temperatures], dtype=torch.float64).T.contiguous().to(device)
+    # -- what is trained -----------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def loss(self, pieces: list[Tensor], control: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
+        """The loss with these parameters, and the numbers of the report; ``control`` begins with the step size."""
+
+    @abc.abstractmethod
+    def controls(self, most: int) -> list[list[float]]:
+        """The controls of the next steps."""
+
+    @abc.abstractmethod
+    def tensors(self) -> list[Tensor] | None:
+        """The data of the next step; ``None`` where it is of another shape than the first, or there is none."""
+
+    def example(self) -> list[Tensor]:
+        """Data of the shapes that a step is made for."""
+        tensors = self.tensors()
+        assert tensors is not None
+        return tensors
+
+    def taken(self) -> None:
+        """A step with these data was done."""
+        return
+
+    def before_trace(self) -> None:
+        """Make ready what :meth:`loss` needs."""
+        return
+
+    def modules(self) -> list[nn.Module]:
+        """Whose buffers must stay as they are."""
+        return []
+
+    def average(self) -> tuple[list[Tensor], int]:
+        """The average of the parameters, and of how many."""
+        return [], 0
+
+    def set_averaged(self, count: int) -> None:
+        """Say of how many steps the average is now."""
+        return
+
+    # -- steps ---------------------------------------------------------------------------------------
+
+    def rows(self, most: int) -> list[list[float]]:
+        """At least one step and up to ``most``, as many as fit into a quarter of a second.
+
+        Returns:
+            the report of each, and the norm of its gradient.
+        """
+        tensors, device, reports = self.tensors(), self.parameters[0].device, []
+        controls = torch.tensor(self.controls(most), dtype=torch.float64).to(device)
         step = self.prepare()
-        tensors = self._tensors()
         with torch.no_grad():
             state: Sequence[Tensor] = self._gather()
             until = time.perf_counter() + PATIENCE
             for control in controls:
-                *state, outcome = step(*state, control, *tensors)
-                outcomes.append(outcome)
-                if time.perf_counter() > until:
+                assert tensors is not None
+                state, report = step(*state, control, *tensors)
+                reports.append(report)
+                self.taken()
+                if time.perf_counter() > until or (tensors := self.tensors()) is None:
                     break
             self._scatter(state)
-        training.set_rates(factors[len(outcomes) - 1])
-        rows = torch.stack(outcomes).tolist()
-        return [Outcome(elbo, finite == 1.0, rate) for (elbo, finite), rate in zip(rows, rates, strict=False)]
+        return torch.stack(reports).tolist()
 
     def prepare(self, deadline: float = math.inf) -> Step:
         """The step for tensors of the present shapes, traced and compiled if there is none yet.
@@ -128,33 +136,37 @@ class CompiledSteps:
         Raises:
             Untraceable: if a trace fails, or is not done at the time ``deadline``.
         """
-        tensors = self._tensors()
-        key = (self.problem.num_particles, *((t.shape, t.dtype, t.device) for t in tensors))
+        tensors = self.example()
+        key = (*self.key(), *((t.shape, t.dtype, t.device) for t in tensors))
         if key not in self._steps:
             self.traces += 1
             with torch.no_grad():
-                inputs = (*self._gather(), self._flat([torch.ones(2, dtype=torch.float64)]), *tensors)
-            with torch.random.fork_rng([t for t in {inputs[0].device} if t.type == "cuda"]):
+                state = self._gather()
+                control = torch.tensor(self.controls(1)[0], dtype=torch.float64).to(state[0].device)
+                inputs = (*state, control, *tensors)
+            with torch.random.fork_rng([t for t in {control.device} if t.type == "cuda"]):
                 graph, draws = self._trace(inputs, deadline)
-                step = finish(graph, (*inputs, *(draw() for draw in draws)), self.mode)
+                inputs = (*inputs, *(draw() for draw in draws))
+                step = finish(graph, inputs, len(state), self.mode)
+                if self.mode == "trace" and not control.is_cuda:
+                    self.products = share_of_products(graph, inputs)
             self._steps[key] = lambda *values: step(*values, *(draw() for draw in draws))
         return self._steps[key]
+
+    def key(self) -> tuple[Any, ...]:
+        """What else decides the shapes in a graph."""
+        return ()
 
     # -- tracing -------------------------------------------------------------------------------------
 
     def _trace(self, inputs: tuple[Tensor, ...], deadline: float) -> tuple[GraphModule, list[Callable[[], Tensor]]]:
-        guide, objective = self.problem.guide, self.problem.objective
-        count = whole_groups(self.problem.num_particles, getattr(objective, "num_samples", 1))
-        latent = guide.affine.location().detach().repeat(count, 1)
-        log_density, _ = self.problem.log_density._graph(latent)
-        if log_density is None or is_random(log_density):  # type: ignore[arg-type]
-            raise Untraceable("the model draws random numbers, or its code cannot be run for all particles at once")
-        before = [(buffer, buffer._version, buffer.detach().clone()) for buffer in guide.buffers()]
-        holder = Holder(self.problem)
+        self.before_trace()
+        buffers = [buffer for module in self.modules() for buffer in module.buffers()]
+        before = [(buffer, buffer._version, buffer.detach().clone()) for buffer in buffers]
         try:
             # one mode for the shapes of all nodes: the tracer would make one for each, at a third of its time
             with tracing(TracingContext(FakeTensorMode())), Deadline(deadline):
-                graph: GraphModule = make_fx(lambda *values: self._step(holder, log_density, *values))(*inputs)
+                graph: GraphModule = make_fx(self._step)(*(value.clone() for value in inputs))
         except Untraceable:
             raise
         except FAILURES as error:
@@ -162,96 +174,100 @@ class CompiledSteps:
             said = "it goes on by values that it computes, such as whether a solver has converged"
             raise Untraceable(said if reads else str(error).strip().split("\n")[0]) from error
         finally:
-            changed = [(buffer, value) for buffer, version, value in before if buffer._version != version]
-            for buffer, value in changed:
+            # not every kernel that writes into a buffer counts that as a new version of it
+            changed = any(b._version != version or not torch.equal(b, value) for b, version, value in before)
+            for buffer, _, value in before if changed else ():
                 buffer.data.copy_(value)
         if changed:
-            raise Untraceable("the flow keeps a state that a step changes")
+            raise Untraceable("a module keeps a state that a step changes")
+        trained = {p.data_ptr() for p in self.parameters}
+        if any(constant.data_ptr() in trained for constant in (*graph.parameters(), *graph.buffers())):
+            raise Untraceable("a parameter is used in a way that a trace does not see")
         draws = lift_draws(graph.graph)
         graph.graph.eliminate_dead_code()
         graph.recompile()
         return graph, draws
 
-    def _step(
-        self,
-        holder: Holder,
-        log_density: Callable[..., tuple[Tensor, Tensor]],
-        parameters: Tensor,
-        first: Tensor,
-        second: Tensor,
-        average: Tensor,
-        counts: Tensor,
-        control: Tensor,
-        *tensors: Tensor,
-    ) -> tuple[Tensor, ...]:
+    def _step(self, *values: Tensor) -> list[Tensor]:
         """One step; what is traced."""
-        training, (rate, temperature) = self.training, control.unbind()
+        parameters, first, second, averages, counts = self._parts(values)
+        control, *tensors = values[self._size :]
         pieces = [
             piece.view_as(p).detach().requires_grad_(p.requires_grad)
-            for piece, p in zip(parameters.split(self.sizes), training.parameters, strict=True)
+            for piece, p in zip(self._pieces(parameters), self.parameters, strict=True)
         ]
-        names = [f"guide.{name}" for name, _ in self.problem.guide.named_parameters()]
-        target = GraphTarget(lambda latent: log_density(latent, *tensors))
         with torch.enable_grad():
-            estimate: Estimate = functional_call(
-                holder,
-                dict(zip(names, pieces, strict=True)),
-                (target, 1.0 if self.problem.tempering is None else temperature),
-            )
+            loss, report = self.loss(pieces, control, tuple(tensors))
             moved = [piece for piece in pieces if piece.requires_grad]
-            found = iter(torch.autograd.grad(estimate.loss, moved, materialize_grads=True))
-        gradient = self._flat([next(found) if piece.requires_grad else torch.zeros_like(piece) for piece in pieces])
-        elbo, norm = estimate.log_weights.mean(), torch.linalg.vector_norm(gradient)
-        finite = elbo.isfinite() & norm.isfinite()
-        gradient = gradient * (training.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-
-        group = training.optimizer.param_groups[0]
-        decay, decay_of_squares = group["betas"]
-        new_counts = counts + finite
-        steps, averaged = new_counts.unbind()
-        new_first = torch.lerp(first, gradient, 1.0 - decay)
-        new_second = second * decay_of_squares + (1.0 - decay_of_squares) * gradient.square()
-        spread = new_second.sqrt() / (1.0 - decay_of_squares**steps).sqrt() + group["eps"]
-        new_parameters = parameters - (rate / (1.0 - decay**steps)) * (new_first / spread)
-        new_average = average + (new_parameters - average) / averaged
-        pairs = zip(
-            (new_parameters, new_first, new_second, new_average), (parameters, first, second, average), strict=True
-        )
-        kept = [torch.where(finite, new, old) for new, old in pairs]
-        return *kept, new_counts, torch.stack([elbo.double(), finite.double()])
+            found = iter(torch.autograd.grad(loss, moved, materialize_grads=True))
+        gradients = self._joined([next(found) if piece.requires_grad else torch.zeros_like(piece) for piece in pieces])
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+        numbers = torch.stack([number.double() for number in (*report, norm)])
+        finite = numbers.isfinite().all()
+        if self.clip_norm is not None:
+            scale = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+            gradients = [gradient * scale for gradient in gradients]
+        counts.add_(finite)
+        steps, averaged = counts.unbind()
+        fused = self.mode != "inductor" and (not control.is_cuda or norm.dtype == torch.float32)
+        update(self.optimizer, (parameters, first, second), gradients, steps, control[0], finite, fused)
+        for average, parameter in zip(averages, parameters, strict=False):
+            average.lerp_(parameter, (finite / averaged.clamp(min=1.0)).to(average.dtype))
+        return [numbers]
 
     # -- the state -----------------------------------------------------------------------------------
 
-    def _tensors(self) -> list[Tensor]:
-        return [leaf for leaf in self.problem.log_density.leaves if isinstance(leaf, Tensor)]
+    @property
+    def _size(self) -> int:
+        """Tensors in the state."""
+        return (1 if self.flat else len(self.sizes)) * (4 if self.averaging else 3) + 1
 
-    def _flat(self, tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat([t.reshape(-1) for t in tensors]).to(self.training.parameters[0].device)
+    def _parts(self, state: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], Tensor]:
+        """Parameters, moments, average and counts; the lists are of one vector, or of a tensor for each parameter."""
+        k = 1 if self.flat else len(self.sizes)
+        counts, *tensors = state[: self._size]
+        return tensors[:k], tensors[k : 2 * k], tensors[2 * k : 3 * k], tensors[3 * k :], counts
 
-    def _gather(self) -> tuple[Tensor, ...]:
-        """What the training holds, as flat vectors."""
-        training = self.training
-        states: list[Any] = [training.optimizer.state.get(p, {}) for p in training.parameters]
-        pairs = list(zip(states, training.parameters, strict=True))
-        moments = [
-            self._flat([state[name] if state else torch.zeros_like(p) for state, p in pairs])
-            for name in ("exp_avg", "exp_avg_sq")
-        ]
+    def _joined(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.cat([t.reshape(-1) for t in tensors])] if self.flat else list(tensors)
+
+    def _pieces(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return tensors[0].split(self.sizes) if self.flat else tensors
+
+    def _gather(self) -> list[Tensor]:
+        """What the training holds: counts, parameters, moments, and the average if there is one."""
+        states: list[Any] = [self.optimizer.state.get(p, {}) for p in self.parameters]
+        pairs = list(zip(states, self.parameters, strict=True))
+        moments = []
+        for k, name in enumerate(MOMENTS[type(self.optimizer)]):
+            joined, written = self._moments[k] if self._moments else ([], [])
+            if not joined or any(s.get(name) is not piece for s, piece in zip(states, written, strict=True)):
+                joined = self._joined([state[name] if state else torch.zeros_like(p) for state, p in pairs])
+            moments += joined
+        average, averaged = self.average()
         steps = max(float(state.get("step", 0.0)) for state in states)
-        counts = self._flat([torch.tensor([steps, training.averaged], dtype=torch.float64)])
-        return self._flat(training.parameters), *moments, self._flat(training.average), counts
+        counts = torch.tensor([steps, averaged], dtype=torch.float64).to(self.parameters[0].device)
+        return [counts, *self._joined(self.parameters), *moments, *(self._joined(average) if self.averaging else [])]
 
     def _scatter(self, state: Sequence[Tensor]) -> None:
         """Write back what :meth:`_gather` takes."""
-        training = self.training
+        *lists, counts = self._parts(state)
         parameters, first, second, average = (
-            [piece.view_as(p) for piece, p in zip(flat.split(self.sizes), training.parameters, strict=True)]
-            for flat in state[: STATE - 1]
+            [piece.view_as(p) for piece, p in zip(self._pieces(part), self.parameters, strict=True)] if part else []
+            for part in lists
         )
-        torch._foreach_copy_(training.parameters, parameters)
-        torch._foreach_copy_(training.average, average)
-        steps, averaged = state[STATE - 1].tolist()
-        training.averaged = int(averaged)
-        counts = torch.full((len(parameters),), steps, dtype=torch.float32, device=parameters[0].device).unbind()
-        for p, count, m, v in zip(training.parameters, counts, first, second, strict=True):
-            training.optimizer.state[p] = {"step": count, "exp_avg": m, "exp_avg_sq": v}
+        self._moments = [(lists[1], first), (lists[2], second)]
+        if lists[0][0] is not self.parameters[0]:
+            torch._foreach_copy_(list(self.parameters), parameters)
+        if self.averaging and lists[3][0] is not self.average()[0][0]:
+            torch._foreach_copy_(self.average()[0], average)
+        steps, averaged = counts.tolist()
+        self.set_averaged(int(averaged))
+        group = self.optimizer.param_groups[0]
+        near = group.get("fused") or group.get("capturable")
+        device = parameters[0].device if near else "cpu"
+        dtype = torch.float32 if group.get("fused") else torch.get_default_dtype()
+        each = torch.full((len(parameters),), steps, dtype=dtype, device=device).unbind()
+        names = MOMENTS[type(self.optimizer)]
+        for p, count, pair in zip(self.parameters, each, zip(first, second, strict=True), strict=True):
+            self.optimizer.state[p] = {"step": count, **dict(zip(names, pair, strict=True))}

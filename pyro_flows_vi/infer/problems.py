@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import is_identically_zero
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from pyro_flows_vi.infer._particles import particle_elbo
+from pyro_flows_vi.infer._step_graph import Untraceable
 from pyro_flows_vi.infer.log_density import LogDensity
 from pyro_flows_vi.infer.objectives import ELBO, Estimate, Objective, Tempering
 
@@ -25,8 +31,13 @@ class Problem(Protocol):
     signature: dict[str, Any]
     learning_rate: float
 
+    num_particles: int
+
     def estimate(self, fraction: float) -> Estimate:
         """One estimate with gradients, when ``fraction`` of the run is over."""
+
+    def refine(self) -> None:
+        """The steps get shorter from here on."""
 
     def parameters(self) -> list[Tensor]:
         """The leaves that are trained."""
@@ -36,7 +47,19 @@ class Problem(Protocol):
 
 
 class FlowProblem:
-    """A flow guide and a log density, under an objective."""
+    """A flow guide and a log density, under an objective.
+
+    Args:
+        guide: the guide.
+        log_density: the log density.
+        objective: the objective, or ``None`` for the plain ELBO.
+        num_particles: draws in a step.
+        tempering: the power of the log density over the run, or ``None``.
+        growing: whether shorter steps have more particles, so that noise is not what ends the progress.
+    """
+
+    #: the particles of the last steps over those of the first
+    GROWTH = 4
 
     def __init__(
         self,
@@ -45,10 +68,12 @@ class FlowProblem:
         objective: Objective | None,
         num_particles: int,
         tempering: Tempering | None,
+        growing: bool = False,
     ) -> None:
         self.guide, self.log_density, self.num_particles, self.tempering = guide, log_density, num_particles, tempering
         self.objective: Objective = ELBO() if objective is None else objective
         names = [name for step in list(guide.transform)[:-1] for name, _ in step.named_parameters()]
+        self.most_particles = num_particles * (self.GROWTH if growing else 1)
         # Networks in even units take long steps; a linear layer between them, or a flow of other parameters, does not.
         self.learning_rate = 0.3 if names and all(name.endswith("_units") for name in names) else 0.03
         self.signature = {
@@ -62,6 +87,10 @@ class FlowProblem:
         """As the objective has it."""
         temperature = 1.0 if self.tempering is None else self.tempering(fraction)
         return self.objective(self.guide, self.log_density, self.num_particles, temperature)
+
+    def refine(self) -> None:
+        """Twice the particles, up to a bound."""
+        self.num_particles = min(2 * self.num_particles, self.most_particles)
 
     def parameters(self) -> list[Tensor]:
         """Those of the guide, and of the model where it has any."""
@@ -86,6 +115,7 @@ class PyroProblem:
         self, model: Callable[..., Any], guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], num_particles: int
     ) -> None:
         self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
+        self.num_particles = num_particles
         self.elbo = particle_elbo(model, guide, args, kwargs, num_particles)
         self.learning_rate = 0.01
         self.signature = {"flow": type(guide).__name__, "particles": num_particles}
@@ -99,6 +129,30 @@ class PyroProblem:
         loss: Tensor = self.elbo.differentiable_loss(self.model, self.guide, *self.args, **self.kwargs)
         return Estimate(loss, -loss.detach()[None])
 
+    def refine(self) -> None:
+        """Pyro's estimator keeps its particles."""
+
+    def estimate_in_graph(self, pieces: list[Tensor]) -> Estimate:
+        """:meth:`estimate` with these parameters, and without a look at any value, as a trace takes it.
+
+        Raises:
+            Untraceable: for draws of the guide that are not reparametrised, whose gradient takes Pyro's baselines.
+        """
+        value, surrogate = torch.zeros(()), torch.zeros(())
+        with Substituted(self._parameters, pieces), pyro.validation_enabled(False):
+            for model_run, guide_run in self.elbo._get_traces(self.model, self.guide, self.args, self.kwargs):
+                score = model_run.log_prob_sum()
+                value, surrogate = value + score - guide_run.log_prob_sum(), surrogate + score
+                for name, site in guide_run.nodes.items():
+                    if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
+                        continue
+                    _, likelihood_ratio, entropy = site["score_parts"]
+                    if not is_identically_zero(likelihood_ratio):
+                        raise Untraceable(f"the guide's draws of {name!r} are not reparametrised")
+                    surrogate = surrogate - (entropy.sum() if isinstance(entropy, Tensor) else entropy)
+        count = self.elbo.num_particles
+        return Estimate(-surrogate / count, (value / count).detach()[None])
+
     def parameters(self) -> list[Tensor]:
         """All that the guide and the model used."""
         return self._parameters
@@ -107,6 +161,20 @@ class PyroProblem:
     def log_weights(self) -> Tensor:
         """ELBO estimates, which have the mean of log weights."""
         return torch.cat([self.estimate(1.0).log_weights for _ in range(64)])
+
+
+class Substituted(TorchFunctionMode):
+    """Puts other tensors in the place of parameters, wherever a function of torch takes one."""
+
+    def __init__(self, parameters: Sequence[Tensor], pieces: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.pieces = {id(p): piece for p, piece in zip(parameters, pieces, strict=True)}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = tree_map(lambda leaf: self.pieces.get(id(leaf), leaf), (args, kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def _leaf(value: Any) -> Tensor:

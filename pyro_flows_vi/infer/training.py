@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_flows_vi.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_flows_vi.infer.compile_mode import Driver
-from pyro_flows_vi.infer.compiled import Outcome
+from pyro_flows_vi.infer.fit_steps import FitSteps, Outcome, fit_refusal
 from pyro_flows_vi.infer.plateau import Plateau
 from pyro_flows_vi.infer.problems import Problem
 
@@ -27,6 +27,8 @@ WARM_UP = 50
 
 class Training:
     """A problem on its way; see :func:`pyro_flows_vi.infer.fit`."""
+
+    work = "fit"
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -80,6 +82,22 @@ class Training:
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1.0 / self.averaged)
         return Outcome(elbo, finite, self.optimizer.param_groups[0]["lr"])
 
+    def compiled_steps(self, mode: str) -> FitSteps:
+        """The same steps as graphs."""
+        return FitSteps(self, mode)
+
+    def refusal(self) -> str | None:
+        """Why that cannot be, as far as can be told without trying."""
+        return fit_refusal(self)
+
+    def expected_steps(self) -> int:
+        """How many steps are still to come, if in doubt rather too few."""
+        left = self.max_steps - self.step
+        if self.schedule is not None:
+            return left
+        least = self.plateau.window * self.plateau.patience * (self.plateau.drops + 1)
+        return min(left, max(least - self.step, left // 2))
+
     def _judge(self, outcome: Outcome) -> str:
         self.skipped_in_a_row = 0
         window = len(self.plateau.pending) + 1 == self.plateau.window
@@ -93,6 +111,7 @@ class Training:
             self.optimizer.state.clear()
         if said in ("drop", "collapse"):
             self.averaged = 0
+            self.problem.refine()
         return said
 
     def keep_the_best(self) -> tuple[str, float, float]:
@@ -133,6 +152,7 @@ class Training:
             "history": self.history,
             "counts": [self.step, self.skipped, self.skipped_in_a_row, self.averaged],
             "restart_elbos": restart_elbos,
+            "particles": self.problem.num_particles,
             "mode": self.driver.state(),
             "rng": torch.get_rng_state(),
         }
@@ -149,6 +169,7 @@ class Training:
         self.plateau = Plateau(**state["plateau"])
         self.history = state["history"]
         self.step, self.skipped, self.skipped_in_a_row, self.averaged = state["counts"]
+        self.problem.num_particles = state["particles"]
         self.driver.resume(state.get("mode"))
         torch.set_rng_state(state["rng"])
         return list(state["restart_elbos"])

@@ -45,6 +45,7 @@ def train_row(
     overwrite: bool = False,
     checkpoint_every: int = 1,
     device: torch.device | str | None = None,
+    compile: str | bool = False,
     progress: bool = True,
 ) -> Path:
     """Train one row of the table and write its record.
@@ -62,6 +63,7 @@ def train_row(
         overwrite: start again, and replace an older run.
         checkpoint_every: in epochs.
         device: the GPU, where there is one, unless given.
+        compile: see :func:`train`.
         progress: whether to show a progress bar.
 
     Returns:
@@ -106,6 +108,7 @@ def train_row(
         checkpoint_every=checkpoint_every,
         identity=_identity(chosen, description),
         device=where,
+        compile=compile,
         progress=progress,
         label=row_name,
     )

@@ -6,48 +6,38 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterator
+from itertools import islice
 from typing import Any
-from typing import Protocol as TypingProtocol
 
 import torch
 from torch import Tensor
 
+from pyro_flows_vi.infer._update import refused_optimizer
 from pyro_flows_vi.infer.checkpoint import load_checkpoint, save_checkpoint
+from pyro_flows_vi.infer.compile_mode import Driver
 from pyro_flows_vi.infer.interruption import Interruption, TrainingInterrupted
 from pyro_flows_vi.infer.progress import progress_bar
+from pyro_flows_vi.vae.compiled import VAESteps
 from pyro_flows_vi.vae.history import CURVES, History
-from pyro_flows_vi.vae.model import VAE
+from pyro_flows_vi.vae.minibatches import Minibatches, TrainingData
+from pyro_flows_vi.vae.model import VAE, ELBOTerms
 from pyro_flows_vi.vae.protocols import Protocol
 
-__all__ = ["KIND", "Trainer", "TrainingData", "shapes"]
+__all__ = ["KIND", "Trainer", "shapes"]
 
 KIND = "vae"
 #: settings that a resumed run may change, where the learning rate does not depend on them
 BUDGET = ("max_epochs", "early_stop_epochs")
 VALIDATION_SEED = 20_240_229
 
-
-class TrainingData(TypingProtocol):
-    """What :func:`train` needs of a dataset; :class:`pyro_flows_vi.datasets.Dataset` has it.
-
-    Images are drawn on the device of ``validation`` and moved to that of the model.
-    """
-
-    @property
-    def train(self) -> Tensor:
-        """The training images as they are stored ``(N, ...)``; only counted here."""
-
-    @property
-    def validation(self) -> Tensor:
-        """Fixed images ``(M, D)``."""
-
-    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """One epoch of shuffled minibatches ``(B, D)``, drawn from ``generator`` alone."""
+#: of a step: loss, log-likelihood, KL, norm of the gradient, images
+Outcome = tuple[float, float, float, float, int]
 
 
 class Trainer:
     """Everything that a step needs, bound once."""
+
+    work = "training"
 
     def __init__(
         self,
@@ -58,6 +48,7 @@ class Trainer:
         device: torch.device,
         path: str | os.PathLike[str] | None,
         identity: dict[str, Any],
+        compile: str | bool = False,
     ) -> None:
         vae.check_parameters()
         vae.check(data.validation)
@@ -78,6 +69,8 @@ class Trainer:
                 del self.identity["protocol"][name]
         self.parameters = [p for p in vae.parameters() if p.requires_grad]
         self.optimiser = make_optimiser(settings, self.parameters)
+        self.minibatches, self.beta = Minibatches([]), 1.0
+        self.driver = Driver(self, compile)
         self.history = History()
         self.best = copy_state(vae)
         self.generator = torch.Generator(data.validation.device).manual_seed(seed)
@@ -90,7 +83,7 @@ class Trainer:
         """Train until the budget is spent or patience ends, and put the best weights into the model."""
         history, settings = self.history, self.settings
         history.stop_reason = self._stop_reason()
-        steps = math.ceil(len(self.data.train) / settings.batch_size)
+        steps = self._steps_in_an_epoch()
         done = history.epochs * steps + history.batches
         with progress_bar(settings.max_epochs * steps, label, "batch", progress, done) as bar:
             while not history.stop_reason:
@@ -103,18 +96,21 @@ class Trainer:
 
     def _epoch(self, interruption: Interruption, bar: Any) -> None:
         history, settings, vae = self.history, self.settings, self.vae
-        beta, rate = settings.beta(history.epochs + 1), settings.rate(history.epochs + 1)
+        self.beta = beta = settings.beta(history.epochs + 1)
+        rate = settings.rate(history.epochs + 1)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         vae.train()
         self.generator.set_state(self.epoch_start)
         started = time.perf_counter() - history.sums[4]
-        for index, x in enumerate(self.data.batches(settings.batch_size, self.generator)):
-            if index < history.batches:
-                continue
-            self._step(x.to(self.device, non_blocking=True), beta)
-            history.batches += 1
-            bar.update()
+        left = islice(self.data.batches(settings.batch_size, self.generator), history.batches, None)
+        self.minibatches = Minibatches(x.to(self.device, non_blocking=True) for x in left)
+        while self.minibatches.peek() is not None:
+            outcomes = self.driver.run(max(1, self._steps_in_an_epoch() - history.batches))
+            history.batches += len(outcomes)
+            bar.update(len(outcomes))
+            for outcome in outcomes:
+                self._count(*outcome)
             history.sums[4] = time.perf_counter() - started
             if interruption.requested:
                 self._stop()
@@ -145,29 +141,38 @@ class Trainer:
             refresh=False,
         )
 
-    def _step(self, x: Tensor, beta: float) -> None:
-        history, settings = self.history, self.settings
-        terms = self.vae.elbo(x)
+    def loss(self, terms: ELBOTerms, beta: float | Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The loss, and what is reported of it."""
         log_likelihood, kl = terms.log_likelihood.mean(), (terms.log_q - terms.log_prior).mean()
-        loss = beta * kl - log_likelihood
+        value = (beta.to(kl) if isinstance(beta, Tensor) else beta) * kl - log_likelihood
+        return value, [value, log_likelihood, kl]
+
+    def eager_step(self) -> Outcome:
+        """One step on the next minibatch, unless its loss or the norm of the gradient is not finite."""
+        settings, x = self.settings, self.minibatches.take()
+        loss, report = self.loss(self.vae.elbo(x), self.beta)
         for p in self.parameters:
             p.grad = None
         loss.backward()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         # the one point where the host waits for the device
-        value, reconstruction, divergence, size = torch.stack([loss, log_likelihood, kl, norm]).tolist()
-        if not (math.isfinite(value) and math.isfinite(size)):
-            self._skip(value, size)
+        value, log_likelihood, kl, size = torch.stack([*report, norm]).tolist()
+        if math.isfinite(value) and math.isfinite(size):
+            if settings.clip_norm is not None and size > settings.clip_norm:
+                torch._foreach_mul_(gradients, settings.clip_norm / size)
+            self.optimiser.step()
+        return value, log_likelihood, kl, size, x.shape[0]
+
+    def _count(self, loss: float, log_likelihood: float, kl: float, norm: float, count: int) -> None:
+        history = self.history
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._skip(loss, norm)
             return
-        if settings.clip_norm is not None and size > settings.clip_norm:
-            torch._foreach_mul_(gradients, settings.clip_norm / size)
-        self.optimiser.step()
-        count = x.shape[0]
         history.skipped_in_a_row = 0
-        history.sums[0] += (reconstruction - divergence) * count
-        history.sums[1] += reconstruction * count
-        history.sums[2] += divergence * count
+        history.sums[0] += (log_likelihood - kl) * count
+        history.sums[1] += log_likelihood * count
+        history.sums[2] += kl * count
         history.sums[3] += count
 
     def _skip(self, loss: float, norm: float) -> None:
@@ -181,10 +186,11 @@ class Trainer:
                 for name, p in self.vae.named_parameters()
                 if p.grad is not None and not bool(p.grad.isfinite().all())
             ]
+            unknown = "none" if self.driver.mode is False else "only compile=False tells"
             raise ValueError(
                 f"epoch {history.epochs + 1}: {history.skipped_in_a_row} steps in a row without a finite "
                 f"loss and gradient (loss {loss}, norm {norm}); NaN or infinite parameters: "
-                f"{', '.join(weights) or 'none'}; gradients: {', '.join(gradients) or 'none'}; "
+                f"{', '.join(weights) or 'none'}; gradients: {', '.join(gradients) or unknown}; "
                 "use a smaller learning_rate or set clip_norm"
             )
 
@@ -198,6 +204,9 @@ class Trainer:
             for x in self.validation.split(500):
                 total += float(self.vae.elbo(x).elbo().double().sum())
         return total / len(self.validation)
+
+    def _steps_in_an_epoch(self) -> int:
+        return math.ceil(len(self.data.train) / self.settings.batch_size)
 
     def _stop_reason(self) -> str:
         history, settings = self.history, self.settings
@@ -214,6 +223,24 @@ class Trainer:
             "run the same again with resume to go on from there"
         )
 
+    # -- how steps are run ---------------------------------------------------------------------------
+
+    def compiled_steps(self, mode: str) -> VAESteps:
+        """The steps as graphs."""
+        return VAESteps(self, mode)
+
+    def refusal(self) -> str | None:
+        """Why that cannot be, as far as can be told without trying."""
+        return refused_optimizer(self.optimiser, self.parameters)
+
+    def expected_steps(self) -> int:
+        """How many steps are still to come, if in doubt rather too few."""
+        history, settings = self.history, self.settings
+        left = settings.max_epochs - history.epochs
+        least = settings.warmup_epochs + settings.early_stop_epochs - history.epochs
+        epochs = left if settings.schedule == "cosine" else min(left, max(least, left // 2))
+        return epochs * self._steps_in_an_epoch() - history.batches
+
     # -- checkpoints ---------------------------------------------------------------------------------
 
     def save(self) -> None:
@@ -224,6 +251,7 @@ class Trainer:
             "model": self.vae.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "best": self.best,
+            "mode": self.driver.state(),
             "epoch_start": self.epoch_start,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -243,6 +271,7 @@ class Trainer:
                 f"{self.path}: expected a checkpoint of at most max_epochs = {self.settings.max_epochs} epochs, "
                 f"got one of {self.history.epochs}; ask for as many, or begin again"
             )
+        self.driver.resume(state.get("mode"))
         self.epoch_start = state["epoch_start"]
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None and self.device.type == "cuda":

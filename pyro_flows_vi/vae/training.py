@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from pyro_flows_vi.infer.checkpoint import load_checkpoint
+from pyro_flows_vi.infer.compile_mode import require_mode
 from pyro_flows_vi.infer.interruption import Interruption, TrainingInterrupted
 from pyro_flows_vi.infer.records import default_device
 from pyro_flows_vi.vae.history import History
+from pyro_flows_vi.vae.minibatches import TrainingData
 from pyro_flows_vi.vae.model import VAE
 from pyro_flows_vi.vae.protocols import Protocol, number
-from pyro_flows_vi.vae.trainer import KIND, Trainer, TrainingData, shapes
+from pyro_flows_vi.vae.trainer import KIND, Trainer, shapes
 
 __all__ = ["TrainingData", "TrainingInterrupted", "load_weights", "train"]
 
@@ -32,6 +34,7 @@ def train(
     checkpoint_every: int = 1,
     identity: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
+    compile: str | bool = False,
     progress: bool = True,
     label: str = "training",
 ) -> History:
@@ -51,6 +54,9 @@ def train(
         checkpoint_every: in epochs.
         identity: more settings that a checkpoint must agree with to be resumed; JSON values.
         device: the GPU, where there is one, unless given.
+        compile: whether a step is one graph, and which: ``"trace"``, ``"inductor"`` (compiled in a minute or so),
+            ``"cudagraph"`` (on a GPU), or ``"auto"`` for what measurements say will pay, see
+            :mod:`~pyro_flows_vi.infer.compile_mode`; of one seed, the modes give the same numbers up to rounding.
         progress: whether to show a progress bar.
         label: its text.
 
@@ -60,10 +66,11 @@ def train(
     Raises:
         ValueError: for data with NaN, infinite or impossible values, for images of another width than the
             model's, for a checkpoint of other settings, and when ``settings.max_bad_steps`` steps in a row had a
-            loss or gradient that is not finite.
+            loss or gradient that is not finite, and for a ``compile`` that this machine or model cannot have.
         TrainingInterrupted: after Ctrl-C, when the state has been saved.
     """
     number("checkpoint_every", checkpoint_every, int, 1)
+    require_mode(compile)
     where = default_device(device)
     with (
         torch.random.fork_rng([where] if where.type == "cuda" else []),
@@ -71,7 +78,7 @@ def train(
         Interruption() as interruption,
     ):
         torch.manual_seed(seed)
-        trainer = Trainer(vae.to(where), data, settings, seed, where, checkpoint, dict(identity or {}))
+        trainer = Trainer(vae.to(where), data, settings, seed, where, checkpoint, dict(identity or {}), compile)
         if resume and checkpoint is not None and Path(checkpoint).exists():
             trainer.load()
         trainer.run(interruption, checkpoint_every, progress, label)
