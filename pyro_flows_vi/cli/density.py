@@ -119,15 +119,16 @@ def evaluate(
     from pyro_flows_vi.density.problems import load_problem
     from pyro_flows_vi.density.records import load_record
     from pyro_flows_vi.density.runs import evaluate_run, load_run
+    from pyro_flows_vi.density.table import cell
 
     for path in records:
         problem = load_problem(load_record(path)["data"]["name"], data_dir)
         record = evaluate_run(path, problem, num_samples=samples, seed=seed, device=device)
         results = record["results"]
-        line = f"{record['data']['name']}, {record['row']}: {results['nats']:.3f} ± {results['nats_se']:.3f} nats"
+        line = f"{record['data']['name']}, {record['row']}: {cell('nats', results['nats'], results['nats_se'])} nats"
         for field, words in (("kl_forward", "KL(p‖q)"), ("kl_reverse", "KL(q‖p)"), ("bits_per_dim", "bits/dim")):
             if results.get(field) is not None:
-                line += f", {words} {results[field]:.3f} ± {results[f'{field}_se']:.3f}"
+                line += f", {words} {cell(field, results[field], results[f'{field}_se'])}"
         click.echo(line)
         if plot:
             drawn = plot_density(load_run(path, problem), problem, path.with_suffix(".png"), seed=seed)

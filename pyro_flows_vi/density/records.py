@@ -78,9 +78,7 @@ RESULTS: Fields = {
     "results.seconds": NUMBER,
 }
 MORE_RESULTS: dict[str, Fields] = {
-    "target": {
-        f"results.{name}{tail}": MAYBE for name in ("kl_forward", "kl_reverse") for tail in ("", "_se", "_most")
-    },
+    "target": {f"results.{name}{tail}": MAYBE for name in ("kl_forward", "kl_reverse") for tail in ("", "_se")},
     "table": {},
     "images": {
         "results.bits_per_dim": NUMBER,

@@ -185,6 +185,8 @@ def evaluate_run(
     if isinstance(density, ImageDensity):
         results = _images(density, problem.test, num_samples, seed)
     else:
+        if problem.target is not None:
+            density = density.double()  # in which not even a point far out, at which affine scales explode, overflows
         found = density.evaluate(problem.test)
         results = _pair("nats", found)
         if problem.target is not None:

@@ -10,7 +10,7 @@ from pyro_flows_vi.density.published import Number, Published, published
 from pyro_flows_vi.density.records import load_records, objective_of
 from pyro_flows_vi.infer.text_table import NONE, check_style, minutes, plus_minus, render, where_run
 
-__all__ = ["render_tables"]
+__all__ = ["cell", "render_tables"]
 
 #: the columns of results for each kind of data, by the field of a record
 COLUMNS = {
@@ -98,7 +98,7 @@ def _title(record: dict[str, Any]) -> str:
 def _our_row(record: dict[str, Any], columns: list[str], seeds: bool) -> list[str]:
     training, results = record["training"], record["results"] or {}
     name = record["row"].removesuffix("-reverse-kl") + (f" (seed {record['seed']})" if seeds else "")
-    cells = [_cell(column, results.get(column), results.get(f"{column}_se")) for column in columns]
+    cells = [cell(column, results.get(column), results.get(f"{column}_se")) for column in columns]
     if objective_of(record) == "reverse-kl":
         epochs = f"{training['steps']:,}"
     else:
@@ -106,7 +106,8 @@ def _our_row(record: dict[str, Any], columns: list[str], seeds: bool) -> list[st
     return [name, *cells, epochs, f"{record['parameters']:,}", minutes(training["seconds"]), "this library"]
 
 
-def _cell(column: str, value: float | None, error: float | None) -> str:
+def cell(column: str, value: float | None, error: float | None) -> str:
+    """A result of a record with its standard error, in the digits that it deserves."""
     if value is None:
         return NONE
     digits = BITS_DIGITS if column.startswith(("bits", "kl")) else 2
