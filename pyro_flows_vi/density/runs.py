@@ -30,6 +30,7 @@ PathLike = str | os.PathLike[str]
 LOGIT_LEVELS = {"mnist": 1e-6}
 #: draws of a density for KL(q‖p)
 DRAWS = 20_000
+LOWEST = torch.finfo(torch.float32).min
 #: the share of the terms of a divergence, the largest ones, that ``..._most`` leaves out: a few points far out, at
 #: which affine couplings make a density all but vanish, may decide the mean
 FAR_SHARE = 1e-3
@@ -294,5 +295,6 @@ def _training(fit: DensityFit) -> dict[str, Any]:
         "stop_reason": fit.stop_reason,
         "skipped_steps": fit.skipped_steps,
         "seconds": fit.seconds,
-        "curves": fit.curves,
+        # JSON has no infinity: a likelihood of an epoch that overflowed is the lowest number that single precision has
+        "curves": {name: [v if v > LOWEST else LOWEST for v in values] for name, values in fit.curves.items()},
     }
