@@ -48,7 +48,7 @@ class ReverseSettings(Settings):
 def reverse_density(
     flow: str, input_dim: int, *, num_transforms: int = 5, init_scale: float = 2.0, **options: Any
 ) -> FlowDensity:
-    """A density whose cheap direction is the one that draws, at the start close to N(0, ``init_scale``² I)."""
+    """A density whose cheap direction is to draw, at the start near a normal of standard deviation ``init_scale``."""
     built = flows.build(flow, 1, None, 1, **options)
     density = FlowDensity(
         flow,
