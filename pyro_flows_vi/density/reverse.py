@@ -103,9 +103,8 @@ def fit_reverse(
     del asked["init_scale"]
     guide = _Guide(density, log_prob)
     path = None if checkpoint is None else Path(checkpoint)
-    result = fit(
-        guide.model, guide, start="guide", checkpoint=path, resume=resume, seed=seed, progress=progress, **asked
-    )
+    options: dict[str, Any] = {"checkpoint": path, "resume": resume, "seed": seed, "progress": progress, **asked}
+    result = fit(guide.model, guide, start="guide", compile=False, **options)
     density.eval()
     if result.stop_reason == "interrupted" and checkpoint is not None:
         raise TrainingInterrupted(
