@@ -354,21 +354,15 @@ def test_checkpoints_of_other_data_or_settings_are_refused(tmp_path: Path) -> No
 # -- what is refused -------------------------------------------------------------------------------------
 
 
-def spoiled(value: float) -> Tensor:
-    x = gaussian()
-    x[7, 1] = value
-    return x
-
-
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (spoiled(math.nan), r"1 that are NaN or infinite, in columns 1, first in row \d+"),
-        (spoiled(math.inf), "1 that are NaN or infinite, in columns 1"),
-        (torch.cat([gaussian(), torch.ones(400, 1)], 1), "constant columns 2: their density is infinite; drop"),
-        (torch.randn(5, 9), "at least as many rows as columns, got 4 rows of 9 columns"),
+        (
+            torch.cat([gaussian(), torch.ones(400, 1)], 1),
+            r"constant columns 2 \(in torch.float32\): their density is infinite; drop",
+        ),
         (torch.randn(20), r"shape \(N, D\) with at least one row, got \(\d+,\).*x\[:, None\]"),
-        (torch.empty(0, 2), "at least two rows"),
+        (torch.empty(0, 2), "at least one row"),
         (np.array([["a", "b"]] * 10), "expected x to be numeric, got ndarray"),
         (Frame(np.array([[1.0, None]] * 10, dtype=object)), "expected x to be numeric, got Frame|NaN or infinite"),
         (torch.randn(20, 2, dtype=torch.complex64), "expected x to be real"),

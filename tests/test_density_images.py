@@ -191,3 +191,11 @@ def test_tables_of_counts_are_dequantised() -> None:
     assert not torch.equal(noisy[:, 0], x[:, 0].float()) and torch.equal(noisy, dequantise(x, [0, 2], seed=4))
     tenths = dequantise(x.double() / 10, width=0.1)
     assert float((tenths - x / 10).max()) < 0.1
+
+
+def test_a_flow_that_was_told_the_shape_is_read_again(tmp_path: Path) -> None:
+    density = ImageDensity("glow", (4, 4), levels=4, num_transforms=1, hidden_channels=4)
+    density.save(tmp_path / "density")
+    other = ImageDensity.load(tmp_path / "density")
+    images = torch.randint(4, (5, 16))
+    torch.testing.assert_close(other.nats(images).values, density.nats(images).values)

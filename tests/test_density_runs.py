@@ -37,6 +37,9 @@ from pyro_flows_vi.density import (
     target,
     train_run,
 )
+from pyro_flows_vi.density.plot import _sheet
+from pyro_flows_vi.density.runs import _training
+from pyro_flows_vi.density.settings import DensityFit
 
 # -- targets ---------------------------------------------------------------------------------------------
 
@@ -416,3 +419,23 @@ def test_pictures(tmp_path: Path, trained: Path) -> None:
         assert drawn.shape == (3, problem.dim)
         path = plot_density(load_run(trained / f"{data}-{flow}-seed0.json", problem), problem, tmp_path / f"{data}.png")
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_images_of_a_sheet_have_gaps_between_them() -> None:
+    sheet = _sheet(torch.arange(5.0)[:, None].expand(5, 6), (2, 3))
+    assert sheet.shape == (3 * 2 + 2, 3 * 3 + 2)
+    gaps = sheet.isnan()
+    assert bool(gaps[2].all()) and bool(gaps[5].all()) and bool(gaps[:, 3].all()) and bool(gaps[:, 7].all())
+    assert sheet[0, 4] == 1.0 and sheet[3, 0] == 3.0 and bool(gaps[3:5, 8:].all())  # a place without an image
+
+
+def test_epochs_that_overflow_are_numbers_in_a_record() -> None:
+    curves = {
+        "train": [-3.0, math.nan],
+        "validation": [-math.inf, -3.0],
+        "learning_rate": [0.1] * 2,
+        "seconds": [1.0] * 2,
+    }
+    kept = _training(DensityFit(curves=curves, best=-3.0))["curves"]
+    assert kept["validation"][1] == kept["train"][0] == -3.0
+    assert kept["validation"][0] == kept["train"][1] == pytest.approx(-3.4e38, rel=0.01)

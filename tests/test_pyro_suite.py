@@ -40,6 +40,9 @@ FACTORIES: dict[str, Factory] = {
     "sylvester": ours.sylvester,
     "householder": partial(ours.householder, count_transforms=2),
     "residual": ours.residual,
+    "spline": ours.spline,
+    "spline_coupling": ours.spline_coupling,
+    "spline_autoregressive": ours.spline_autoregressive,
     **{f"affine_autoregressive-{s}": partial(ours.affine_autoregressive, stable=s) for s in (True, False)},
     **{f"neural_autoregressive-{a}": partial(ours.neural_autoregressive, activation=a) for a in ACTIVATIONS},
     **{f"block_autoregressive-{a}": partial(ours.block_autoregressive, activation=a) for a in ACTIVATIONS},
@@ -55,6 +58,9 @@ CONDITIONAL: dict[str, Factory] = {
     "affine_autoregressive": ours.conditional_affine_autoregressive,
     "neural_autoregressive": ours.conditional_neural_autoregressive,
     "block_autoregressive": ours.conditional_block_autoregressive,
+    "spline": ours.conditional_spline,
+    "spline_coupling": ours.conditional_spline_coupling,
+    "spline_autoregressive": ours.conditional_spline_autoregressive,
 }
 
 

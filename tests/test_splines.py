@@ -13,6 +13,7 @@ from scipy.special import softmax
 from torch import Tensor
 
 from pyro_flows_vi import flows
+from pyro_flows_vi import transforms as ours
 from pyro_flows_vi.transforms import Autoregressive, Compose, Coupling, Elementwise, LULinear, Permute
 from pyro_flows_vi.transforms.elementwise import CubicSpline, LinearSpline, QuadraticSpline, RationalQuadraticSpline
 from pyro_flows_vi.transforms.elementwise._bins import below, find, find_share, share_at, shares, take
@@ -255,3 +256,14 @@ def test_densities_integrate_to_one(name: str) -> None:
     x, log_slope = SPLINES[name].inverse_and_log_slope(y, raw_parameters(name, 0.8))
     density = torch.exp(-0.5 * x.square() - 0.5 * math.log(2.0 * math.pi) - log_slope)
     assert abs(torch.trapezoid(density, y) - 1.0) < (2e-3 if name == "linear" else 1e-5)  # its density jumps
+
+
+@pytest.mark.parametrize("name", ["spline", "spline_coupling", "spline_autoregressive"])
+def test_factories_take_the_arguments_of_pyro(name: str) -> None:
+    plain = getattr(ours, name)(3, count_bins=5, bound=2.0)
+    given = getattr(ours, f"conditional_{name}")(3, 2, [6], count_bins=5, bound=2.0, order="quadratic")
+    for flow, context_dim in ((plain, None), (given, 2)):
+        assert isinstance(flow.map, RationalQuadraticSpline) and (flow.map.bins, flow.map.bound) == (5, 2.0)
+        assert (flow.input_dim, flow.context_dim) == (3, context_dim)
+    with pytest.raises(ValueError, match=r"expected order to be 'quadratic', .* got 'linear'; .* Pyro calls 'linear'"):
+        getattr(ours, name)(3, order="linear")

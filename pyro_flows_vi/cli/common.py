@@ -44,6 +44,7 @@ def told(command: Callable[..., Any]) -> Callable[..., Any]:
     def told(*args: Any, **kwargs: Any) -> Any:
         from pyro_flows_vi.infer.interruption import TrainingInterrupted
         from pyro_flows_vi.infer.parallel import launched
+        from pyro_flows_vi.numerics.errors import NotConverged
 
         try:
             if launched() and not getattr(command, "shared", False):
@@ -52,7 +53,7 @@ def told(command: Callable[..., Any]) -> Callable[..., Any]:
                     "vae evaluate"
                 )
             return command(*args, **kwargs)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, NotConverged) as error:
             raise BadInput(str(error)) from error
         except TrainingInterrupted as stop:
             click.echo(f"\n{stop}", err=True)

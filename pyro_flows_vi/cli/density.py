@@ -33,6 +33,13 @@ def _folder_option(command: Callable[..., Any]) -> Callable[..., Any]:
     "--num-transforms", type=click.IntRange(min=1), default=5, show_default=True, help="Number of flow steps."
 )
 @click.option("--flow-option", "options", multiple=True, metavar="NAME=VALUE", help="Set an option of the flow.")
+@click.option(
+    "--objective",
+    type=click.Choice(["likelihood", "reverse-kl"]),
+    default="likelihood",
+    show_default=True,
+    help="What is fitted: the data, or the known density of a target by KL(q‖p).",
+)
 @click.option("--name", help="Name of the row in the table, instead of the flow's.")
 @click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Set a field of the fit's settings.")
 @click.option("--logit-level", type=float, help="Of images: the level of the logit; 1e-6 for mnist, else 0.05.")
@@ -53,6 +60,7 @@ def train(
     flow: str,
     num_transforms: int,
     options: tuple[str, ...],
+    objective: str,
     name: str | None,
     overrides: tuple[str, ...],
     logit_level: float | None,
@@ -81,6 +89,7 @@ def train(
         name=name,
         num_transforms=num_transforms,
         flow_options=settings(options),
+        objective=objective,
         images={key: value for key, value in pixels.items() if value is not None},
         settings=settings(overrides),
         seed=seed,
@@ -110,15 +119,16 @@ def evaluate(
     from pyro_flows_vi.density.problems import load_problem
     from pyro_flows_vi.density.records import load_record
     from pyro_flows_vi.density.runs import evaluate_run, load_run
+    from pyro_flows_vi.density.table import cell
 
     for path in records:
         problem = load_problem(load_record(path)["data"]["name"], data_dir)
         record = evaluate_run(path, problem, num_samples=samples, seed=seed, device=device)
         results = record["results"]
-        line = f"{record['data']['name']}, {record['row']}: {results['nats']:.3f} ± {results['nats_se']:.3f} nats"
+        line = f"{record['data']['name']}, {record['row']}: {cell('nats', results['nats'], results['nats_se'])} nats"
         for field, words in (("kl_forward", "KL(p‖q)"), ("kl_reverse", "KL(q‖p)"), ("bits_per_dim", "bits/dim")):
             if results.get(field) is not None:
-                line += f", {words} {results[field]:.3f} ± {results[f'{field}_se']:.3f}"
+                line += f", {words} {cell(field, results[field], results[f'{field}_se'])}"
         click.echo(line)
         if plot:
             drawn = plot_density(load_run(path, problem), problem, path.with_suffix(".png"), seed=seed)

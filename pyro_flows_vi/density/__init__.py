@@ -12,6 +12,7 @@ from pyro_flows_vi.density.plot import plot_density
 from pyro_flows_vi.density.problems import Problem, load_problem, problem_names
 from pyro_flows_vi.density.published import PUBLISHED, Published, published
 from pyro_flows_vi.density.records import load_record, load_records, save_record
+from pyro_flows_vi.density.reverse import ReverseSettings, fit_reverse, reverse_density
 from pyro_flows_vi.density.runs import evaluate_run, load_run, record_path, train_run
 from pyro_flows_vi.density.settings import DensityFit, Evaluation, FitSettings
 from pyro_flows_vi.density.table import render_tables
@@ -29,11 +30,13 @@ __all__ = [
     "ImageDensity",
     "Problem",
     "Published",
+    "ReverseSettings",
     "Target",
     "UniformDequantisation",
     "VariationalDequantisation",
     "dequantise",
     "evaluate_run",
+    "fit_reverse",
     "load_problem",
     "load_record",
     "load_records",
@@ -43,6 +46,7 @@ __all__ = [
     "published",
     "record_path",
     "render_tables",
+    "reverse_density",
     "save_record",
     "target",
     "train_run",

@@ -16,6 +16,7 @@ from pyro_flows_vi.density.settings import DensityFit, FitSettings
 from pyro_flows_vi.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_flows_vi.infer.interruption import Interruption, TrainingInterrupted
 from pyro_flows_vi.infer.progress import progress_bar
+from pyro_flows_vi.transforms.continuous import regularisation
 
 if TYPE_CHECKING:
     from pyro_flows_vi.density.flow_density import FlowDensity
@@ -128,11 +129,17 @@ class Fitting:
         loss = -self.density.log_likelihood(x, context).mean()
         for p in self.parameters:
             p.grad = None
-        loss.backward()
+        penalty = regularisation(self.density)  # that of this pass: of continuous flows that were asked for one
+        (loss + penalty if penalty.requires_grad else loss).backward()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         # the one point where the host waits for the device
         value, size = torch.stack([loss.detach(), norm.to(loss.dtype)]).tolist()
+        if size == 0.0 and fit.sums[1] == 0.0 and fit.epochs == 0:
+            raise ValueError(
+                "expected a gradient in the first step, got exactly zero for every parameter: the flow does nothing "
+                "where the data are, as a spline outside of its box; standardise the data, or use a larger bound"
+            )
         if not (math.isfinite(value) and math.isfinite(size)):
             fit.skipped_steps += 1
             fit.skipped_in_a_row += 1
@@ -184,6 +191,11 @@ class Fitting:
         return self._end()
 
     def _end(self) -> DensityFit:
+        if self.fit.curves["validation"] and not self.fit.best_epoch:
+            raise ValueError(
+                f"expected a finite validation likelihood in some epoch, got none in {self.fit.epochs}; look for "
+                "validation rows that are far from the training rows, or use a smaller learning_rate"
+            )
         if self.fit.best_epoch:
             self.density.load_state_dict(self.best)
         self.density.eval()

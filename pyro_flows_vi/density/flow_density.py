@@ -70,6 +70,8 @@ class FlowDensity(Scored):
             raise ValueError(f"expected flow to be a name or a Flow, got {type(flow).__name__}")
         if isinstance(flow, str):
             flows.describe(flow)
+            if input_dim is None and "shape" not in options:
+                flows.build(flow, 1, None, num_transforms, **_tuples(options))  # a wrong word is found now, not later
         elif options:
             raise ValueError(f"a flow of your own takes no options here, got {', '.join(options)}")
         self.recipe: dict[str, Any] = {
@@ -128,6 +130,8 @@ class FlowDensity(Scored):
     ) -> DensityFit:
         r"""Maximise the likelihood of data by Adam on minibatches; afterwards the density holds the best parameters.
 
+        Continuous flows that were made with ``kinetic`` or ``jacobian`` add their penalty to the loss of a step.
+
         The first fit measures the scale, and lets activation normalisation start from data. A later one goes on
         from the parameters and the scale that there are.
 
@@ -156,11 +160,14 @@ class FlowDensity(Scored):
 
         Raises:
             ValueError: for rows with NaN or infinite values, constant columns, fewer rows than columns, another width
-                than that of the density, unknown settings, and steps without a finite loss.
+                than that of the density, unknown settings, steps without a finite loss, a first step whose gradient is
+                exactly zero, and validation rows that never have a finite likelihood.
+            NotConverged: where a flow that searches or integrates does not converge.
             TrainingInterrupted: after Ctrl-C with a ``checkpoint``, where the state has been saved.
 
         Warns:
-            UserWarning: for columns of whole numbers, whose likelihood diverges.
+            UserWarning: for columns of whole numbers, or of few values that come often, whose likelihood diverges; for
+                ``standardise=False`` and data far from standardised.
         """
         return prepare(
             self,

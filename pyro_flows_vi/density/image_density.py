@@ -20,6 +20,7 @@ from pyro_flows_vi.density.flow_density import FlowDensity
 from pyro_flows_vi.density.scaling import PixelLogit
 from pyro_flows_vi.density.scored import CHUNK
 from pyro_flows_vi.density.settings import Evaluation
+from pyro_flows_vi.transforms._door import positive
 from pyro_flows_vi.transforms.base import Flow
 
 __all__ = ["ImageDensity"]
@@ -80,18 +81,19 @@ class ImageDensity(FlowDensity):
         if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
             raise ValueError(f"expected levels to be an integer of at least 2, got {levels!r}")
         shape = getattr(flow, "shape", None) if shape is None else shape
-        if shape is None:
-            raise ValueError("expected the shape of an image, (H, W) or (C, H, W)")
+        if not isinstance(shape, Sequence) or len(shape) not in (2, 3):
+            raise ValueError(f"expected the shape of an image, (H, W) or (C, H, W), got {shape!r}")
         self.levels, self.logit_level = levels, logit_level
-        dim = math.prod(shape)
-        if isinstance(flow, str) and "shape" in flows.options(flow) and "shape" not in options:
-            options["shape"] = (1,) * (3 - len(shape)) + tuple(shape)
+        dim, told = math.prod(shape), {}
+        if isinstance(flow, str) and "shape" in flows.options(flow):
+            told["shape"] = (1,) * (3 - len(shape)) + tuple(shape)
         super().__init__(
-            flow, dim, context_dim, num_transforms=num_transforms, turn=turn, standardise=standardise, **options
+            flow, dim, context_dim, num_transforms=num_transforms, turn=turn, standardise=standardise, **told, **options
         )
         self.shape = tuple(shape)
         self.dequantisation = _noise(dequantisation, noise, dim, levels)
         self.recipe |= {
+            "options": options,
             "shape": list(shape),
             "levels": levels,
             "logit_level": logit_level,
@@ -162,7 +164,8 @@ class ImageDensity(FlowDensity):
     @torch.no_grad()
     def _bounds(self, x: Any, context: Any, num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
         """Averages over draws of the noise: of the bound, and of the log density of the logits."""
-        rows = self.observed(self._values(x, "x", move=False))
+        positive("num_samples", num_samples)
+        rows = self.observed(self._rows(x))
         given = None if context is None else self._values(context, "context", move=False)
         before, bounds, logits = self.training, [], []
         self.eval()
@@ -191,7 +194,7 @@ class ImageDensity(FlowDensity):
     @torch.no_grad()
     def sample(self, sample_shape: int | tuple[int, ...] = (), context: Any = None) -> Tensor:
         """Images of levels 0, ..., L - 1, ``(*sample_shape, *context_batch, D)``."""
-        return self.rsample(sample_shape, context).floor().clamp(0, self.levels - 1)
+        return super().sample(sample_shape, context).floor().clamp(0, self.levels - 1)
 
     def _recipe(self) -> dict[str, Any]:
         recipe = super()._recipe()

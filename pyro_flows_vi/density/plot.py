@@ -19,6 +19,8 @@ __all__ = ["plot_density", "plot_plane"]
 NODES = 200
 POINTS = 2000
 SHEET = 6
+#: pixels between two images of a sheet
+GAP = 1
 
 
 def plot_density(density: FlowDensity, problem: Problem, path: str | os.PathLike[str], *, seed: int = 0) -> Path:
@@ -93,7 +95,9 @@ def plot_plane(axes: Any, density: FlowDensity, points: Tensor, draws: Tensor, b
 
 
 def _sheet(images: Tensor, shape: tuple[int, int]) -> Tensor:
-    side = math.ceil(math.sqrt(len(images)))
-    blank = images.new_zeros(side * side - len(images), images.shape[1])
-    tiles = torch.cat([images, blank]).reshape(side, side, *shape)
-    return tiles.permute(0, 2, 1, 3).reshape(side * shape[0], side * shape[1])
+    """Images in a square, with gaps between them, which are NaN: a colour map leaves those blank."""
+    side, (height, width) = math.ceil(math.sqrt(len(images))), shape
+    blank = images.new_full((side * side - len(images), images.shape[1]), math.nan)
+    tiles = torch.cat([images, blank]).reshape(-1, *shape)
+    tiles = torch.nn.functional.pad(tiles, (0, GAP, 0, GAP), value=math.nan).unflatten(0, (side, side))
+    return tiles.permute(0, 2, 1, 3).reshape(side * (height + GAP), side * (width + GAP))[:-GAP, :-GAP]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pyro_flows_vi.density.data import Moments, Pairs, Rows, measure, to_rows
+from pyro_flows_vi.density.data import Moments, Pairs, Rows, listed, measure, require_rows, to_rows
 from pyro_flows_vi.density.fitting import Fitting
 from pyro_flows_vi.density.settings import DensityFit, FitSettings
 from pyro_flows_vi.infer.interruption import Interruption
@@ -27,6 +29,8 @@ __all__ = ["prepare"]
 
 #: rows that activation normalisation starts from
 START_ROWS = 2048
+#: means and standard deviations beyond which data are far from standardised
+FAR = 10.0
 
 
 def prepare(
@@ -48,12 +52,12 @@ def prepare(
     with Interruption() as interruption, seeded(seed):
         dtype = torch.get_default_dtype() if density.transform is None else density.scaling.loc.dtype
         data, held_out = _gather(density, x, context, validation, settings.batch_size, dtype)
-        moments, scale = _look(density, data, held_out)
+        moments = _look(density, data, held_out)
         if density.transform is None:
             density.setup(len(moments[0].mean), None if moments[1] is None else len(moments[1].mean))
         _check_width(density, moments)
         if not resuming and not bool(density.scaling.measured):
-            _set_scale(density, scale)
+            _set_scale(density, data, moments)
             _start(density, data)
         fitting = Fitting(density, data, held_out, settings, checkpoint, _identity(density, data, held_out, seed))
         if resuming:
@@ -75,13 +79,16 @@ def _gather(
             )
         conditional = density.transform is not None and density.context_dim is not None
         return Pairs(x, dtype, conditional), _own(validation, conditional, batch_size, dtype)
-    rows = to_rows(x, "x", dtype)
-    given = None if context is None else to_rows(context, "context", dtype)
+    rows = to_rows(x, "x", dtype).detach()
+    require_rows(rows, "x")  # before they are split, so that a row is named by the number that the user knows
+    given = None if context is None else to_rows(context, "context", dtype).detach()
     if given is not None and (given.ndim != 2 or len(given) != len(rows)):
         raise ValueError(
             f"expected a context of shape ({len(rows)}, C), one row for each of x, got {tuple(given.shape)}; "
             "encode labels as indicator columns (torch.nn.functional.one_hot)"
         )
+    if given is not None:
+        require_rows(given, "context")
     if not isinstance(validation, int | float):
         return Rows(rows, given, batch_size), _own(validation, given is not None, batch_size, dtype)
     if isinstance(validation, bool) or not 0.0 < validation < 1.0:
@@ -105,7 +112,8 @@ def _own(validation: Any, with_context: bool, batch_size: int, dtype: torch.dtyp
     if len(parts) != (2 if with_context else 1):
         wanted = "(x, context)" if with_context else "x alone"
         raise ValueError(f"expected validation rows as {wanted}, got {len(parts)} parts")
-    rows = [to_rows(part, f"validation {name}", dtype) for part, name in zip(parts, ("x", "context"), strict=False)]
+    names = ("validation x", "validation context")
+    rows = [to_rows(part, name, dtype).detach() for part, name in zip(parts, names, strict=False)]
     if with_context and len(rows[0]) != len(rows[1]):
         raise ValueError(f"expected as many validation contexts as rows, got {len(rows[1])} and {len(rows[0])}")
     return Rows(rows[0], rows[1] if with_context else None, batch_size)
@@ -114,19 +122,25 @@ def _own(validation: Any, with_context: bool, batch_size: int, dtype: torch.dtyp
 Measured = tuple[Moments, Moments | None]
 
 
-def _look(density: FlowDensity, data: Rows | Pairs, held_out: Rows | Pairs | None) -> tuple[Measured, Measured]:
-    """The moments of x and context, as they are and on the scale that is standardised; raises for bad rows."""
-    before = torch.get_rng_state()  # a DataLoader draws its order from it
-    x = measure((density.observed(pair[0]) for pair in data.in_order()), "x")
-    context = measure(_contexts(data), "context") if _has_context(data) else None
-    x.require_density(discrete=density.discrete)
-    if held_out is not None:
-        other = measure((density.observed(pair[0]) for pair in held_out.in_order()), "validation x")
-        if len(other.mean) != len(x.mean):
-            raise ValueError(f"expected validation x of {len(x.mean)} columns, as x has, got {len(other.mean)}")
-    scale = measure((density.to_standardise(pair[0]) for pair in data.in_order()), "x") if density.discrete else x
+def _look(density: FlowDensity, data: Rows | Pairs, held_out: Rows | Pairs | None) -> Measured:
+    """The moments of x and context; raises for bad rows."""
+    with _same_draws():
+        x = measure((density.observed(pair[0]) for pair in data.in_order()), "x")
+        context = measure(_contexts(data), "context") if _has_context(data) else None
+        x.require_density(discrete=density.discrete)
+        if held_out is not None:
+            other = measure((density.observed(pair[0]) for pair in held_out.in_order()), "validation x")
+            if len(other.mean) != len(x.mean):
+                raise ValueError(f"expected validation x of {len(x.mean)} columns, as x has, got {len(other.mean)}")
+    return x, context
+
+
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    """Leave torch's generator, from which a DataLoader draws its order, as it was."""
+    before = torch.get_rng_state()
+    yield
     torch.set_rng_state(before)
-    return (x, context), (scale, context)
 
 
 def _has_context(data: Rows | Pairs) -> bool:
@@ -143,12 +157,18 @@ def _check_width(density: FlowDensity, moments: Measured) -> None:
     for name, moment, own in (("x", moments[0], density.input_dim), ("context", moments[1], density.context_dim)):
         width = None if moment is None else len(moment.mean)
         if width != own:
-            raise ValueError(f"expected {name} of {own} columns, as the density was made for, got {width}")
+            wanted = f"no {name}" if own is None else f"{name} of {own} columns"
+            made = "without one" if own is None else "for"
+            raise ValueError(f"expected {wanted}, as the density was made {made}, got {width or 'none'}")
 
 
-def _set_scale(density: FlowDensity, scale: Measured) -> None:
-    x, context = scale
+def _set_scale(density: FlowDensity, data: Rows | Pairs, moments: Measured) -> None:
+    x, context = moments
+    if density.discrete:
+        with _same_draws():
+            x = measure((density.to_standardise(pair[0]) for pair in data.in_order()), "x")
     if not density.recipe["standardise"]:
+        _warn_of_scale(density, x)
         density.scaling.measure(torch.zeros_like(x.mean), torch.ones_like(x.mean))
         return
     density.scaling.measure(x.mean, x.sd)
@@ -156,9 +176,25 @@ def _set_scale(density: FlowDensity, scale: Measured) -> None:
         density.context_scaling.measure(context.mean, torch.where(context.constant, 1.0, context.sd))
 
 
+def _warn_of_scale(density: FlowDensity, x: Moments) -> None:
+    """Say so where a flow near the identity starts far from data that are not standardised."""
+    far = (x.mean.abs() > FAR) | (x.sd > FAR) | (x.sd < 1.0 / FAR)
+    if bool(far.any()) and not _norms(density):
+        warnings.warn(
+            f"standardise=False, and columns {listed(far)} have means or standard deviations far from 0 and 1, where "
+            "every flow here starts: it has a long way to go, and a spline, which is the identity outside of its box, "
+            "none to learn from. Leave standardise on, or put an ActNorm between flow and data, which starts there",
+            stacklevel=5,
+        )
+
+
+def _norms(density: FlowDensity) -> list[ActNorm]:
+    return [module for module in density.flow.modules() if isinstance(module, ActNorm)]
+
+
 def _start(density: FlowDensity, data: Rows | Pairs) -> None:
     """Let the activation normalisation of a new flow start from data."""
-    if not any(isinstance(module, ActNorm) for module in density.flow.modules()):
+    if not _norms(density):
         return
     x, context = next(iter(data.in_order()))
     like = density.scaling.loc

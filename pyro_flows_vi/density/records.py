@@ -6,14 +6,20 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pyro_flows_vi.density.reverse import ReverseSettings
 from pyro_flows_vi.density.settings import FitSettings
 from pyro_flows_vi.infer.records import NUMBER, Fields, check_fields, load_checked, load_folder, write_record
 
-__all__ = ["SCHEMA", "load_record", "load_records", "save_record"]
+__all__ = ["OBJECTIVES", "SCHEMA", "load_record", "load_records", "objective_of", "save_record"]
 
 #: raised whenever a field changes its meaning
 SCHEMA = 1
 MAYBE = (*NUMBER, type(None))
+#: what a density can be fitted by, with the settings of such a fit
+OBJECTIVES: dict[str, type[FitSettings] | type[ReverseSettings]] = {
+    "likelihood": FitSettings,
+    "reverse-kl": ReverseSettings,
+}
 FIELDS: Fields = {
     "schema": int,
     "task": str,
@@ -38,16 +44,26 @@ FIELDS: Fields = {
     "machine.threads": int,
     "parameters": int,
     "training": dict,
-    "training.epochs": int,
-    "training.best_epoch": int,
-    "training.best_validation": NUMBER,
     "training.stop_reason": str,
     "training.skipped_steps": int,
     "training.seconds": NUMBER,
     "training.curves": dict,
-    "training.curves.train": list,
-    "training.curves.validation": list,
     "results": (dict, type(None)),
+}
+TRAINING: dict[str, Fields] = {
+    "likelihood": {
+        "training.epochs": int,
+        "training.best_epoch": int,
+        "training.best_validation": NUMBER,
+        "training.curves.train": list,
+        "training.curves.validation": list,
+    },
+    "reverse-kl": {
+        "training.steps": int,
+        "training.elbo": NUMBER,
+        "training.elbo_se": NUMBER,
+        "training.kept": str,
+    },
 }
 IMAGE_FIELDS: Fields = {
     "images.levels": int,
@@ -73,6 +89,11 @@ MORE_RESULTS: dict[str, Fields] = {
         "results.seed": int,
     },
 }
+
+
+def objective_of(record: dict[str, Any]) -> str:
+    """What a record's density was fitted by; the first records have no such field, and are all of likelihoods."""
+    return str(record.get("objective", "likelihood"))
 
 
 def save_record(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
@@ -110,11 +131,15 @@ def _check(path: Path, record: Any) -> None:
     kind = record["data"]["kind"]
     if kind not in MORE_RESULTS:
         raise ValueError(f"{path}: field 'data.kind': expected one of {', '.join(MORE_RESULTS)}, got {kind!r}")
+    objective = objective_of(record)
+    if objective not in TRAINING:
+        raise ValueError(f"{path}: field 'objective': expected one of {', '.join(TRAINING)}, got {objective!r}")
+    check_fields(path, record, TRAINING[objective], SCHEMA)
     if kind == "images":
         check_fields(path, record, IMAGE_FIELDS, SCHEMA)
     if record["results"] is not None:
         check_fields(path, record, {**RESULTS, **MORE_RESULTS[kind]}, SCHEMA)
     try:
-        FitSettings.make(**record["settings"])
+        OBJECTIVES[objective].make(**record["settings"])
     except ValueError as error:
         raise ValueError(f"{path}: field 'settings': {error}") from error

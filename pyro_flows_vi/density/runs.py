@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -16,8 +15,9 @@ from pyro_flows_vi import flows
 from pyro_flows_vi.density.flow_density import FlowDensity
 from pyro_flows_vi.density.image_density import ImageDensity
 from pyro_flows_vi.density.problems import Problem
-from pyro_flows_vi.density.records import SCHEMA, load_record, save_record
-from pyro_flows_vi.density.settings import DensityFit, Evaluation, FitSettings
+from pyro_flows_vi.density.records import OBJECTIVES, SCHEMA, load_record, save_record
+from pyro_flows_vi.density.reverse import ReverseSettings, fit_reverse, reverse_density
+from pyro_flows_vi.density.settings import DensityFit, Evaluation
 from pyro_flows_vi.infer.checkpoint import differences
 from pyro_flows_vi.infer.records import check_folder, default_device, machine, versions
 from pyro_flows_vi.infer.repeat import seeded
@@ -30,6 +30,10 @@ PathLike = str | os.PathLike[str]
 LOGIT_LEVELS = {"mnist": 1e-6}
 #: draws of a density for KL(q‖p)
 DRAWS = 20_000
+LOWEST = torch.finfo(torch.float32).min
+#: the share of the terms of a divergence, the largest ones, that ``..._most`` leaves out: a few points far out, at
+#: which affine couplings make a density all but vanish, may decide the mean
+FAR_SHARE = 1e-3
 
 
 def record_path(folder: PathLike, data: str, row: str, seed: int = 0) -> Path:
@@ -45,6 +49,7 @@ def train_run(
     name: str | None = None,
     num_transforms: int = 5,
     flow_options: Mapping[str, Any] | None = None,
+    objective: str = "likelihood",
     images: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -62,8 +67,9 @@ def train_run(
         name: of the row in the table; that of the flow by default.
         num_transforms: steps of the flow.
         flow_options: options of the flow.
+        objective: ``"likelihood"``, or for a target of known density ``"reverse-kl"``: KL(q‖p), from draws of q alone.
         images: ``logit_level``, ``dequantisation`` and ``noise`` of :class:`~.image_density.ImageDensity`.
-        settings: fields of :class:`~.settings.FitSettings`.
+        settings: fields of :class:`~.settings.FitSettings`, or of :class:`~.reverse.ReverseSettings`.
         seed: of the fit.
         resume: go on from the checkpoint, if there is one.
         overwrite: start again, and replace an older run.
@@ -78,9 +84,11 @@ def train_run(
             run would be lost (see ``resume``).
         TrainingInterrupted: after Ctrl-C, when the state has been saved.
     """
-    where, asked = default_device(device), FitSettings.make(**(settings or {}))
+    if objective not in OBJECTIVES:
+        raise ValueError(f"unknown objective {objective!r}: expected one of {', '.join(OBJECTIVES)}")
+    where, asked = default_device(device), OBJECTIVES[objective].make(**(settings or {}))
     flows.describe(flow)
-    row = name or flow
+    row = (name or flow) + ("" if objective == "likelihood" else f"-{objective}")
     if not row.replace("-", "").replace("_", "").replace("+", "").isalnum():
         raise ValueError(f"expected a name of letters, digits, '-', '_' and '+', got {row!r}")
     path = record_path(folder, problem.name, row, seed)
@@ -94,25 +102,28 @@ def train_run(
                 )
     recipe = {"flow": flow, "num_transforms": num_transforms, "options": dict(flow_options or {})}
     pixels = _pixels(problem, images or {})
-    with seeded(seed):
-        density = _make(problem, recipe, pixels).to(where)
-    fit = density.fit(
-        problem.train,
-        validation=problem.validation,
-        checkpoint=checkpoint,
-        checkpoint_every=1 if len(problem.train) > 100_000 else 10,
-        resume=resume,
-        seed=seed,
-        progress=progress,
-        **asked.as_dict(),
-    )
+    state: dict[str, Any] = {"checkpoint": checkpoint, "resume": resume, "seed": seed, "progress": progress}
+    if isinstance(asked, ReverseSettings):
+        density, training = _reverse(problem, recipe, asked, where, state)
+    else:
+        with seeded(seed):
+            density = _make(problem, recipe, pixels).to(where)
+        fit = density.fit(
+            problem.train,
+            validation=problem.validation,
+            checkpoint_every=1 if len(problem.train) > 100_000 else 10,
+            **state,
+            **asked.as_dict(),
+        )
+        training = _training(fit)
     density.save(weights)
-    default = FitSettings().as_dict()
+    default = OBJECTIVES[objective]().as_dict()
     record = {
         "schema": SCHEMA,
         "task": "density",
         "row": row,
         "seed": seed,
+        "objective": objective,
         "flow": recipe,
         "images": pixels,
         "settings": asked.as_dict(),
@@ -121,7 +132,7 @@ def train_run(
         "versions": versions(),
         "machine": machine(where),
         "parameters": sum(p.numel() for p in density.parameters()),
-        "training": _training(fit),
+        "training": training,
         "results": None,
     }
     save_record(path, record)
@@ -175,6 +186,8 @@ def evaluate_run(
     if isinstance(density, ImageDensity):
         results = _images(density, problem.test, num_samples, seed)
     else:
+        if problem.target is not None:
+            density = density.double()  # in which not even a point far out, at which affine scales explode, overflows
         found = density.evaluate(problem.test)
         results = _pair("nats", found)
         if problem.target is not None:
@@ -194,6 +207,35 @@ def _make(problem: Problem, recipe: dict[str, Any], pixels: dict[str, Any] | Non
     if pixels is None:
         return FlowDensity(recipe["flow"], problem.dim, **options)
     return ImageDensity(recipe["flow"], problem.shape, **pixels, **options)
+
+
+def _reverse(
+    problem: Problem, recipe: dict[str, Any], asked: ReverseSettings, where: torch.device, state: dict[str, Any]
+) -> tuple[FlowDensity, dict[str, Any]]:
+    """A density fitted by KL(q‖p), and what a record says of that."""
+    if problem.target is None or problem.target.log_prob is None:
+        raise ValueError(
+            f"reverse-kl needs a known density, and {problem.name!r} has none; try u1, u2, u3, u4 or moons"
+        )
+    with seeded(state["seed"]):
+        density = reverse_density(
+            recipe["flow"],
+            problem.dim,
+            num_transforms=recipe["num_transforms"],
+            init_scale=asked.init_scale,
+            **recipe["options"],
+        ).to(where)
+    result = fit_reverse(density, problem.target.log_prob, **state, **asked.as_dict())
+    return density, {
+        "steps": result.steps,
+        "elbo": result.elbo,
+        "elbo_se": result.elbo_se,
+        "kept": result.kept,
+        "stop_reason": result.stop_reason,
+        "skipped_steps": result.skipped_steps,
+        "seconds": result.seconds,
+        "curves": result.history,
+    }
 
 
 def _pixels(problem: Problem, asked: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -225,18 +267,19 @@ def _divergences(density: FlowDensity, problem: Problem, log_q: Tensor, seed: in
     assert problem.target is not None
     log_prob = problem.target.log_prob
     if log_prob is None:
-        return {**_pair("kl_forward", None), **_pair("kl_reverse", None)}
+        return {f"{name}{tail}": None for name in ("kl_forward", "kl_reverse") for tail in ("", "_se", "_most")}
     log_p = torch.cat([log_prob(part.double()) for part in problem.test.split(1000)])
     with seeded(seed):
-        draws = density.sample(DRAWS)
-    ours = density.evaluate(draws).values
+        draws, ours = density.rsample_and_log_prob(DRAWS)
     theirs = torch.cat([log_prob(part.double().cpu()) for part in draws.split(1000)])
-    reverse = ours - theirs
+    reverse = ours.double().cpu() - theirs
     known = bool(reverse.isfinite().all())
-    return {
-        **_pair("kl_forward", Evaluation.of(log_p - log_q)),
-        **_pair("kl_reverse", Evaluation.of(reverse) if known else None),
-    }
+    found: dict[str, Any] = {}
+    for name, terms in (("kl_forward", log_p - log_q), ("kl_reverse", reverse if known else None)):
+        mean = None if terms is None else Evaluation.of(terms)
+        found |= _pair(name, mean)
+        found[f"{name}_most"] = None if terms is None else -Evaluation.of(-terms).without_lowest(FAR_SHARE)
+    return found
 
 
 def _pair(name: str, found: Evaluation | None) -> dict[str, float | None]:
@@ -245,8 +288,6 @@ def _pair(name: str, found: Evaluation | None) -> dict[str, float | None]:
 
 
 def _training(fit: DensityFit) -> dict[str, Any]:
-    if not math.isfinite(fit.best):
-        raise ValueError("the fit has no finite validation likelihood; use a smaller learning_rate")
     return {
         "epochs": fit.epochs,
         "best_epoch": fit.best_epoch,
@@ -254,5 +295,6 @@ def _training(fit: DensityFit) -> dict[str, Any]:
         "stop_reason": fit.stop_reason,
         "skipped_steps": fit.skipped_steps,
         "seconds": fit.seconds,
-        "curves": fit.curves,
+        # JSON has no infinity: a likelihood of an epoch that overflowed is the lowest number that single precision has
+        "curves": {name: [v if v > LOWEST else LOWEST for v in values] for name, values in fit.curves.items()},
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pyro_flows_vi.density.data import to_rows
+from pyro_flows_vi.density.data import require_rows, to_rows
 from pyro_flows_vi.density.scaling import Scaling
 from pyro_flows_vi.density.settings import Evaluation
 from pyro_flows_vi.transforms.base import Flow
@@ -101,22 +103,55 @@ class Scored(nn.Module):
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         z, log_det = self.chain.inverse_and_log_det(x, self.scaled_context(context))
-        log_prob: Tensor = -0.5 * z.square().sum(-1) - HALF_LOG_2PI * self.input_dim - log_det
-        return log_prob
+        return self._log_base(z) - log_det
 
     @torch.no_grad()
     def sample(self, sample_shape: int | tuple[int, ...] = (), context: Any = None) -> Tensor:
-        """Draws ``(*sample_shape, *context_batch, D)``."""
-        return self.rsample(sample_shape, context)
+        """Draws ``(*sample_shape, *context_batch, D)``.
+
+        Warns:
+            UserWarning: for draws that overflow, which are NaN or infinite.
+        """
+        draws = self.rsample(sample_shape, context)
+        lost = int((~draws.isfinite()).any(-1).sum())
+        if lost:
+            count = draws.shape[:-1].numel()
+            warnings.warn(
+                f"{lost} of {count} draws overflow and are not finite: the scales of the flow explode where its "
+                "networks have seen no data. Train longer, or with a smaller learning_rate, or use a spline flow",
+                stacklevel=3,
+            )
+        return draws
 
     def rsample(self, sample_shape: int | tuple[int, ...] = (), context: Any = None) -> Tensor:
         """Draws ``(*sample_shape, *context_batch, D)`` with gradients to parameters and context."""
-        shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+        shape = _shape(sample_shape)
         values = None if context is None else self._values(context, "context")
         like = self.scaling.loc
         batch = () if values is None else tuple(values.shape[:-1])
         z = torch.randn((*shape, *batch, self.input_dim), dtype=like.dtype, device=like.device)
         return self.chain.forward_and_log_det(z, self.scaled_context(values))[0]
+
+    def rsample_and_log_prob(self, count: int) -> tuple[Tensor, Tensor]:
+        """``count`` draws ``(n, D)`` without a context, and their log densities ``(n,)``, with gradients; one pass."""
+        z, log_base = self._base_draws(count)
+        x, log_det = self.chain.forward_and_log_det(z)
+        return x, log_base - log_det
+
+    def rsample_and_score(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        r"""As :meth:`rsample_and_log_prob`, and the score :math:`\nabla_x \log p(x)` ``(n, D)``, without a graph."""
+        z, log_base = self._base_draws(count)
+        x, log_det, score = self.chain.forward_and_score(z, -z)
+        return x, log_base - log_det, score
+
+    def _base_draws(self, count: int) -> tuple[Tensor, Tensor]:
+        like = self.scaling.loc
+        z = torch.randn(count, self.input_dim, dtype=like.dtype, device=like.device)
+        return z, self._log_base(z)
+
+    def _log_base(self, z: Tensor) -> Tensor:
+        log_base: Tensor = -0.5 * z.square().sum(-1) - HALF_LOG_2PI * self.input_dim
+        return log_base
 
     def distribution(self, context: Any = None) -> dist.TorchDistribution:
         """The density as a Pyro distribution over vectors: a prior for a model, or for a VAE.
@@ -141,7 +176,7 @@ class Scored(nn.Module):
     @torch.no_grad()
     def evaluate(self, x: Any, context: Any = None) -> Evaluation:
         """The mean log-likelihood of rows ``(N, D)`` in evaluation mode, in chunks, with its standard error."""
-        rows = self._values(x, "x", move=False)
+        rows = self._rows(x)
         given = None if context is None else self._values(context, "context", move=False)
         before = self.training
         self.eval()
@@ -153,6 +188,11 @@ class Scored(nn.Module):
         finally:
             self.train(before)
         return Evaluation.of(torch.cat(parts))
+
+    def _rows(self, x: Any) -> Tensor:
+        rows = self._values(x, "x", move=False)
+        require_rows(rows, "x")
+        return rows
 
     def _part(self, context: Tensor | None, start: int) -> Tensor | None:
         return None if context is None else context[start : start + CHUNK].to(self.scaling.loc)
@@ -180,3 +220,10 @@ class Scored(nn.Module):
                 f"expected finite values in {name}, got {int((~rows.isfinite()).sum())} that are NaN or infinite"
             )
         return rows
+
+
+def _shape(sample_shape: Any) -> tuple[int, ...]:
+    shape = tuple(sample_shape) if isinstance(sample_shape, Sequence) else (sample_shape,)
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape):
+        raise ValueError(f"expected sample_shape to be a number of draws or a tuple of them, got {sample_shape!r}")
+    return shape

@@ -4,19 +4,49 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-__all__ = ["CURVES", "DensityFit", "Evaluation", "FitSettings"]
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in the standard library from Python 3.11 on
+
+__all__ = ["CURVES", "DensityFit", "Evaluation", "FitSettings", "Settings"]
 
 #: one number per epoch for each of these
 CURVES = ("train", "validation", "learning_rate", "seconds")
 SCHEDULES = ("constant", "cosine")
 
 
+class Settings:
+    """What the dataclasses of settings share."""
+
+    @classmethod
+    def make(cls, **settings: Any) -> Self:
+        """The defaults with some fields replaced; ``ValueError`` for an unknown field."""
+        known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        unknown = sorted(set(settings) - set(known))
+        if unknown:
+            raise ValueError(f"unknown setting {', '.join(unknown)}: expected one of {', '.join(known)}")
+        return cls(**settings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, as JSON has them."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+    def require_positive(self, names: Iterable[str], zero: bool = False) -> None:
+        """Raise ``ValueError`` for fields that are not positive numbers, or integers where the default is one."""
+        for name in names:
+            value, whole = getattr(self, name), isinstance(getattr(type(self), name), int)
+            good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+            if not good or not (0 <= value < math.inf) or (value == 0 and not zero):
+                kind = "a positive integer" if whole else "a finite, positive number"
+                raise ValueError(f"expected {name} to be {kind}, got {value!r}")
+
+
 @dataclasses.dataclass(frozen=True)
-class FitSettings:
+class FitSettings(Settings):
     """How a density is trained; see :meth:`~pyro_flows_vi.density.flow_density.FlowDensity.fit`."""
 
     batch_size: int = 256
@@ -33,38 +63,17 @@ class FitSettings:
     max_skipped: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_epochs", "patience", "max_skipped"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"expected {name} to be a positive integer, got {value!r}")
-        for name, least in (("learning_rate", 0.0), ("weight_decay", -1.0), ("clip_norm", 0.0)):
-            value = getattr(self, name)
-            if name == "clip_norm" and value is None:
-                continue
-            wrong = isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
-            if wrong or value <= least or value < 0.0:
-                raise ValueError(f"expected {name} to be a finite, positive number, got {value!r}")
+        self.require_positive(("batch_size", "max_epochs", "patience", "max_skipped", "learning_rate"))
+        self.require_positive(() if self.clip_norm is None else ("clip_norm",))
+        self.require_positive(("weight_decay",), zero=True)
         if self.schedule not in SCHEDULES:
             raise ValueError(f"unknown schedule {self.schedule!r}: expected one of {', '.join(SCHEDULES)}")
-
-    @classmethod
-    def make(cls, **settings: Any) -> FitSettings:
-        """The defaults with some fields replaced; ``ValueError`` for an unknown field."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(settings) - set(known))
-        if unknown:
-            raise ValueError(f"unknown setting {', '.join(unknown)}: expected one of {', '.join(known)}")
-        return cls(**settings)
 
     def rate(self, epoch: int) -> float:
         """The learning rate in ``epoch``, counted from 0."""
         if self.schedule == "constant":
             return self.learning_rate
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * epoch / self.max_epochs))
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields, as JSON has them."""
-        return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass
@@ -118,6 +127,10 @@ class Evaluation:
     count: int
     #: per row: float64 ``(N,)``
     values: Tensor = dataclasses.field(repr=False, compare=False)
+
+    def without_lowest(self, share: float) -> float:
+        """The mean without the lowest ``share`` of the rows: what a few rows far out do not decide."""
+        return float(self.values.sort().values[math.ceil(share * self.count) :].mean())
 
     @classmethod
     def of(cls, values: Tensor) -> Evaluation:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_flows_vi.numerics.errors import NotConverged
+
 __all__ = ["ImplicitGradient", "implicit_gradient", "solve_fixed_point"]
 
 PATIENCE = 30
@@ -39,7 +41,7 @@ def solve_fixed_point(
 
     Raises:
         ValueError: if the first values are NaN or infinite.
-        RuntimeError: if the steps do not become small; names the residual \|f(x) - x\|.
+        NotConverged: if the steps do not become small; names the residual \|f(x) - x\|.
     """
     eps = torch.finfo(start.dtype).eps
     best, idle, step = math.inf, 0, math.inf
@@ -57,7 +59,7 @@ def solve_fixed_point(
             best, idle = (step, 0) if step < best else (best, idle + 1)
             if idle >= PATIENCE and best <= 0.1 * eps**0.5:
                 return x
-    raise RuntimeError(
+    raise NotConverged(
         f"{name}: no convergence in {max_iterations} iterations, relative residual {step:.3g}; "
         "is the map a contraction?"
     )

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyro_flows_vi.numerics.errors import NotConverged
+
 __all__ = ["solve_newton"]
 
 HALVINGS = 40
@@ -38,7 +40,7 @@ def solve_newton(
 
     Raises:
         ValueError: if the target or the first values are NaN or infinite.
-        RuntimeError: if the residuals do not become small; names the largest.
+        NotConverged: if the residuals do not become small; names the largest.
 
     Example:
         >>> from pyro_flows_vi.numerics.newton import solve_newton
@@ -76,7 +78,7 @@ def solve_newton(
                 proposal = torch.where(worse, x, proposal)
                 value, solve = function(proposal)
             x, residual = proposal, target - value
-    raise RuntimeError(
+    raise NotConverged(
         f"{name}: no convergence in {max_iterations} iterations, residual up to {float(size.max()):.3g}; "
         "is the map the gradient of a strongly convex function?"
     )

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_flows_vi.numerics.errors import NotConverged
+
 __all__ = ["METHODS", "Solver", "solve_adaptive", "solve_rk4"]
 
 #: f(t, s, *tensors): the time, a tensor without dimensions; the state ``(*batch, S)``; what the dynamics depend on
@@ -99,7 +101,7 @@ def solve_adaptive(
 
     Raises:
         ValueError: if the state holds NaN or inf.
-        RuntimeError: if steps become too small for the floating-point numbers, their number exceeds
+        NotConverged: if steps become too small for the floating-point numbers, their number exceeds
             ``solver.max_steps`` or the state leaves the finite numbers; and for a second derivative.
     """
     final: Tensor = _Solve.apply(dynamics, solver, len(points), state, *points, *weights)
@@ -246,7 +248,7 @@ def _integrate(
         nonlocal count
         count += 1
         if count > most:
-            raise RuntimeError(_failure(solver, f"more than {solver.max_steps} steps"))
+            raise NotConverged(_failure(solver, f"more than {solver.max_steps} steps"))
         return span * function((start + span * fraction).to(s.dtype), s)
 
     tolerance = max(solver.tolerance, FLOOR * torch.finfo(state.dtype).eps)
@@ -257,10 +259,10 @@ def _integrate(
     try:
         solution = odeint(forwards, state, times, rtol=tolerance, atol=tolerance, method=solver.method, options=options)
     except AssertionError as failure:  # the words of torchdiffeq, but for a state that it would print
-        raise RuntimeError(_failure(solver, str(failure).split(":")[0])) from failure
+        raise NotConverged(_failure(solver, str(failure).split(":")[0])) from failure
     result: Tensor = solution[1]
     if not bool(result.isfinite().all()):
-        raise RuntimeError(_failure(solver, "the state is not finite"))
+        raise NotConverged(_failure(solver, "the state is not finite"))
     return result
 
 

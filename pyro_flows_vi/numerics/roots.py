@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_flows_vi.numerics.errors import NotConverged
 from pyro_flows_vi.numerics.fixed_point import ImplicitGradient
 from pyro_flows_vi.numerics.stable import sech2
 
@@ -109,7 +110,7 @@ def solve_monotone(
 
     Raises:
         ValueError: if the target or the function's values are NaN or infinite.
-        RuntimeError: if no bracket is found, or the search does not end: then f is not increasing and onto.
+        NotConverged: if no bracket is found, or the search does not end: then f is not increasing and onto.
     """
     with torch.no_grad():
         x, log_slope = _search(function, target.detach(), (target if start is None else start).detach())
@@ -171,7 +172,7 @@ def _search(function: Callable[[Tensor], tuple[Tensor, Tensor]], target: Tensor,
     if blind:
         return torch.where(found, root, math.nan), slope
     if not bool(found.all()):
-        raise RuntimeError(
+        raise NotConverged(
             f"root search: no convergence after {SEARCH_STEPS} steps, residual up to "
             f"{float(torch.minimum(low_size, high_size).max()):.3g}; "
             f"the function is not increasing and onto the reals, or its root is beyond {limit:.0e}"

@@ -33,7 +33,16 @@ from pyro_flows_vi.transforms.permute import Permute, permute, reverse
 from pyro_flows_vi.transforms.planar import Planar, conditional_planar, planar
 from pyro_flows_vi.transforms.radial import Radial, conditional_radial, radial
 from pyro_flows_vi.transforms.residual import Residual, conditional_residual, residual
-from pyro_flows_vi.transforms.spline import SplineAutoregressive, SplineCoupling
+from pyro_flows_vi.transforms.spline import (
+    SplineAutoregressive,
+    SplineCoupling,
+    conditional_spline,
+    conditional_spline_autoregressive,
+    conditional_spline_coupling,
+    spline,
+    spline_autoregressive,
+    spline_coupling,
+)
 from pyro_flows_vi.transforms.sum_of_squares import SumOfSquaresAutoregressive
 from pyro_flows_vi.transforms.sylvester import Sylvester, conditional_sylvester, sylvester
 
@@ -77,6 +86,9 @@ __all__ = [
     "conditional_planar",
     "conditional_radial",
     "conditional_residual",
+    "conditional_spline",
+    "conditional_spline_autoregressive",
+    "conditional_spline_coupling",
     "conditional_sylvester",
     "householder",
     "neural_autoregressive",
@@ -85,5 +97,8 @@ __all__ = [
     "radial",
     "residual",
     "reverse",
+    "spline",
+    "spline_autoregressive",
+    "spline_coupling",
     "sylvester",
 ]

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pyro_flows_vi.transforms.elementwise import CubicSpline, LinearSpline, QuadraticSpline, RationalQuadraticSpline
 from pyro_flows_vi.transforms.elementwise.base import ElementwiseMap
+from pyro_flows_vi.transforms.elementwise_flow import Elementwise
 from pyro_flows_vi.transforms.map_autoregressive import Autoregressive
 from pyro_flows_vi.transforms.map_coupling import Coupling
 
-__all__ = ["SplineAutoregressive", "SplineCoupling", "SplineName", "named_spline"]
+__all__ = [
+    "SplineAutoregressive",
+    "SplineCoupling",
+    "SplineName",
+    "conditional_spline",
+    "conditional_spline_autoregressive",
+    "conditional_spline_coupling",
+    "named_spline",
+    "spline",
+    "spline_autoregressive",
+    "spline_coupling",
+]
 
 SplineName = Literal["rational-quadratic", "cubic", "quadratic", "linear"]
 _SPLINES = (RationalQuadraticSpline, CubicSpline, QuadraticSpline, LinearSpline)
@@ -94,3 +106,82 @@ class SplineAutoregressive(Autoregressive):
         bound: float = 3.0,
     ) -> None:
         super().__init__(input_dim, context_dim, hidden_dims, map=named_spline(spline, bins, bound))
+
+
+def spline(input_dim: int, count_bins: int = 8, bound: float = 3.0, order: str = "quadratic") -> Elementwise:
+    """An elementwise rational-quadratic spline, with Pyro's signature.
+
+    Of Pyro's two orders there is ``"quadratic"``, here the default, and not the rational ``"linear"`` one.
+    """
+    return Elementwise(input_dim, map=named_spline(_of_order(order), count_bins, bound))
+
+
+def conditional_spline(
+    input_dim: int,
+    context_dim: int,
+    hidden_dims: Sequence[int] | None = None,
+    count_bins: int = 8,
+    bound: float = 3.0,
+    order: str = "quadratic",
+) -> Elementwise:
+    """As :func:`spline`, with parameters that a network makes of a context."""
+    hidden_dims = (10 * input_dim,) * 2 if hidden_dims is None else hidden_dims
+    return Elementwise(input_dim, context_dim, hidden_dims, map=named_spline(_of_order(order), count_bins, bound))
+
+
+def spline_coupling(
+    input_dim: int,
+    hidden_dims: Sequence[int] | None = None,
+    count_bins: int = 8,
+    bound: float = 3.0,
+    order: str = "quadratic",
+    **kwargs: Any,
+) -> SplineCoupling:
+    """A coupling of rational-quadratic splines, called like Pyro's; ``step=1`` turns the roles round."""
+    return SplineCoupling(input_dim, None, hidden_dims, _of_order(order), count_bins, bound, **kwargs)
+
+
+def conditional_spline_coupling(
+    input_dim: int,
+    context_dim: int,
+    hidden_dims: Sequence[int] | None = None,
+    count_bins: int = 8,
+    bound: float = 3.0,
+    order: str = "quadratic",
+    **kwargs: Any,
+) -> SplineCoupling:
+    """A coupling of rational-quadratic splines with a context, which Pyro lacks."""
+    return SplineCoupling(input_dim, context_dim, hidden_dims, _of_order(order), count_bins, bound, **kwargs)
+
+
+def spline_autoregressive(
+    input_dim: int,
+    hidden_dims: Sequence[int] | None = None,
+    count_bins: int = 8,
+    bound: float = 3.0,
+    order: str = "quadratic",
+) -> SplineAutoregressive:
+    """Autoregressive rational-quadratic splines, with Pyro's signature; see :func:`spline` for the order."""
+    return SplineAutoregressive(input_dim, None, hidden_dims, _of_order(order), count_bins, bound)
+
+
+def conditional_spline_autoregressive(
+    input_dim: int,
+    context_dim: int,
+    hidden_dims: Sequence[int] | None = None,
+    count_bins: int = 8,
+    bound: float = 3.0,
+    order: str = "quadratic",
+) -> SplineAutoregressive:
+    """Autoregressive rational-quadratic splines with a context, with Pyro's signature."""
+    return SplineAutoregressive(input_dim, context_dim, hidden_dims, _of_order(order), count_bins, bound)
+
+
+def _of_order(order: str) -> SplineName:
+    """The spline that Pyro's word for its order means."""
+    if order != "quadratic":
+        raise ValueError(
+            f"expected order to be 'quadratic', the rational-quadratic spline, got {order!r}; of the rational linear "
+            "spline that Pyro calls 'linear' there is none here"
+        )
+    return "rational-quadratic"
