@@ -450,3 +450,25 @@ def test_observed_nan_names_the_site() -> None:
 def test_an_unknown_start() -> None:
     with pytest.raises(ValueError, match="one of gaussian, laplace, guide, got 'mode'"):
         small_fit(make_guide(), 1, start="mode")
+
+
+def test_particles_double_where_the_step_size_falls_unless_they_were_asked_for(tmp_path: Path) -> None:
+    def counts(**options: Any) -> list[int]:
+        seen: list[int] = []
+
+        class Counting(PathELBO):
+            def __call__(self, guide: FlowGuide, target: Target, num_particles: int, temperature: float = 1.0) -> Any:
+                seen.append(num_particles)
+                return super().__call__(guide, target, num_particles, temperature)
+
+        rule = Plateau(window=4, patience=1, tolerance=1e3)  # nothing but the first window is progress
+        small_fit(make_guide(), objective=Counting(), plateau=rule, learning_rate=1e-4, **options)
+        return seen
+
+    seen = counts(num_particles=None)
+    assert seen == [256] * 8 + [512] * 4 + [1024] * 8
+    file = tmp_path / "state"
+    first = counts(num_particles=None, max_steps=14, checkpoint=file, checkpoint_every=14)
+    assert first + counts(num_particles=None, checkpoint=file, resume=True) == seen
+    assert set(counts(num_particles=8)) == {8}
+    assert set(counts(num_particles=None, compile="auto", max_steps=16)) == {256}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -12,7 +13,7 @@ import torch
 from sklearn.datasets import load_diabetes
 from torch import Tensor
 
-from pyro_flows_vi.infer import LogDensity
+from pyro_flows_vi.infer import LogDensity, start
 from pyro_flows_vi.infer.gaussian import fit_gaussian
 from pyro_flows_vi.infer.start import gaussian_start, laplace_start, summits
 
@@ -233,3 +234,16 @@ def test_there_are_as_many_starts_as_asked_for() -> None:
 
     log_density = LogDensity(model)
     assert len(summits(log_density, torch.zeros(2), 40)) == 40
+
+
+def test_a_hopeless_start_takes_no_random_numbers_from_what_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def model() -> None:
+        pyro.sample("x", dist.StudentT(4.0, torch.zeros(3), 1.0).to_event(1))
+
+    states = []
+    for max_steps in (2, 50):
+        monkeypatch.setattr(start, "fit_gaussian", partial(fit_gaussian, max_steps=max_steps))
+        torch.manual_seed(5)
+        gaussian_start(LogDensity(model), torch.zeros(3), torch.eye(3), 3)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -31,9 +32,10 @@ from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoNormal, init_to_v
 from pyro.infer.reparam import LocScaleReparam, NeuTraReparam
 from torch import Tensor
 
-from pyro_flows_vi import guides
+from pyro_flows_vi import flows, guides
 from pyro_flows_vi.guides import AutoFlow, AutoIAF
 from pyro_flows_vi.guides._steps import EvenLinear
+from pyro_flows_vi.infer import fit
 
 FAMILIES = [getattr(guides, name) for name in guides.__all__ if name != "AutoAmortizedFlow"]
 
@@ -491,3 +493,73 @@ def test_dtype_and_device() -> None:
     assert draws.dtype == log_q.dtype == guide.median()["x"].dtype == guide()["y"].dtype == torch.float64
     assert guide.to(torch.float32)()["y"].dtype == torch.float32
     assert all(t.device.type == "meta" for t in copy.deepcopy(guide).to("meta").state_dict().values())
+
+
+# -- hierarchies ---------------------------------------------------------------------------------------
+
+
+def funnel() -> None:
+    """Neal's: nine children whose scale is the exponential of their parent. There are no data; the evidence is 1."""
+    v = pyro.sample("v", dist.Normal(0.0, 1.5))
+    with pyro.plate("children", 9):
+        pyro.sample("x", dist.Normal(0.0, (0.5 * v).exp()))
+
+
+def two_levels(y: Tensor) -> None:
+    spread = pyro.sample("spread", dist.HalfNormal(1.0))
+    noise = pyro.sample("noise", dist.HalfNormal(1.0))
+    with pyro.plate("regions", 2):
+        level = pyro.sample("level", dist.Normal(0.0, spread))
+        with pyro.plate("towns", 5):
+            town = pyro.sample("town", dist.Normal(level, 1.0))
+            pyro.sample("y", dist.Normal(town, noise), obs=y)
+
+
+def random_walk() -> None:
+    x = torch.zeros(())
+    for t in range(9):
+        x = pyro.sample(f"x{t}", dist.Normal(x, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "parents"),
+    [
+        (funnel, (), [0]),
+        (two_levels, (torch.randn(5, 2),), [0, 2, 3]),  # spread, and level of both regions; not the noise of the data
+        (two_sites, (), None),
+        (random_walk, (), None),  # all but the last are parents: there is hardly a rest
+    ],
+)
+def test_the_last_coupling_of_a_hierarchy_is_from_the_parents_to_the_rest(
+    model: Callable[..., None], args: tuple[Tensor, ...], parents: list[int] | None
+) -> None:
+    guide = AutoFlow(model).setup(*args)
+    assert len(guide.transform[:-1]) == (8 if parents is None else 5)
+    last = guide.transform[-2]
+    if parents is None:
+        parents = AutoFlow(model, num_transforms=8).setup(*args).transform[7].order[: last.num_given].tolist()
+    assert last.order[: last.num_given].tolist() == parents
+    assert len(AutoFlow(model, num_transforms=3).setup(*args).transform[:-1]) == 3
+
+
+def test_a_model_that_cannot_be_run_with_gradients_has_no_parents() -> None:
+    def model() -> None:
+        v = pyro.sample("v", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(torch.as_tensor(v.numpy()), 1.0).expand([4]).to_event(1))
+
+    assert len(AutoFlow(model).setup().transform[:-1]) == 8
+
+
+def test_a_funnel_is_met_in_its_whole_length() -> None:
+    pyro.set_rng_seed(3)
+    guide = AutoFlow(funnel)
+    result = fit(funnel, guide, seed=0, progress=False, max_steps=600)
+    assert -0.05 < result.elbo < 0.01
+    v = guide.sample_posterior(20_000)["v"]
+    assert abs(float(v.mean())) < 0.06 and abs(math.log(float(v.std()) / 1.5)) < 0.05
+
+
+@pytest.mark.parametrize("given", [[0, 0], [3], [0, 1, 2], [-1], [True], 1])
+def test_a_split_that_cannot_be_is_refused(given: Any) -> None:
+    with pytest.raises(ValueError, match="given"):
+        flows.build("realnvp", 3, given=given)

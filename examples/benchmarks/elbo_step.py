@@ -1,7 +1,8 @@
-"""A step of variational inference with an IAF guide at D = 10: ours in each mode, Pyro, NumPyro, torch by hand.
+"""A step of variational inference with an IAF guide: ours in each mode, Pyro, NumPyro, torch by hand.
 
-The model is eight schools, not centred; the guide has two IAF layers with two hidden layers each; the step is the
-plain ELBO with Adam. Ours, NumPyro's and the hand-written one take 64 particles, Pyro's ``SVI`` one.
+The model is eight schools, not centred (D = 10), or a linear regression on 2 D rows with a standard normal prior; the
+guide has two IAF layers with two hidden layers each; the step is the plain ELBO with Adam. Ours, NumPyro's and the
+hand-written one take 64 particles, Pyro's ``SVI`` one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -31,7 +32,7 @@ from pyro_flows_vi.infer.training import Training
 
 EFFECTS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 ERRORS = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
-DIM, DEPTH, HIDDEN, RATE = 10, 2, [16, 16], 1e-3
+SCHOOLS_DIM, DEPTH, RATE = 10, 2, 1e-3
 #: steps in a call of those that can do several
 STEPS = 20
 
@@ -47,10 +48,50 @@ def schools(effects: Tensor, errors: Tensor) -> None:
     pyro.sample("effects", dist.Normal(mu + tau * eta, errors).to_event(1), obs=effects)
 
 
-def ours(mode: str | bool, particles: int, objective: ELBO | PathELBO) -> Task:
+def regression(x: Tensor, y: Tensor) -> None:
+    """The model of other dimensions."""
+    w = pyro.sample("w", dist.Normal(torch.zeros(x.shape[1]), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(x @ w, 1.0).to_event(1), obs=y)
+
+
+class Work(NamedTuple):
+    """A model with its data, and what the guides for it look like."""
+
+    dim: int
+    model: Callable[..., None]
+    args: tuple[Tensor, Tensor]
+    log_density: Callable[[Tensor], Tensor]  # by hand
+    hidden: list[int]
+
+
+def work(dim: int) -> Work:
+    """Eight schools for its dimension, and a regression for every other."""
+    if dim == SCHOOLS_DIM:
+        return Work(dim, schools, (EFFECTS, ERRORS), schools_by_hand, [16, 16])
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2 * dim, dim, generator=generator) / math.sqrt(dim)
+    y = x @ torch.randn(dim, generator=generator) + torch.randn(2 * dim, generator=generator)
+    constant = -0.5 * 3 * dim * math.log(2 * math.pi)
+
+    def by_hand(w: Tensor) -> Tensor:
+        return constant - 0.5 * (w.square().sum(-1) + (y - w @ x.T).square().sum(-1))
+
+    return Work(dim, regression, (x, y), by_hand, [dim, dim])
+
+
+def schools_by_hand(u: Tensor) -> Tensor:
+    """The log density of eight schools in unconstrained space, up to a constant."""
+    mu, log_tau, eta = u[:, 0], u[:, 1], u[:, 2:]
+    tau = log_tau.exp()
+    residual = (EFFECTS - mu[:, None] - tau[:, None] * eta) / ERRORS
+    log_p = -0.5 * ((mu / 5.0).square() + eta.square().sum(-1) + residual.square().sum(-1))
+    return log_p - torch.log1p((tau / 5.0).square()) + log_tau
+
+
+def ours(task: Work, mode: str | bool, particles: int, objective: ELBO | PathELBO) -> Task:
     """The loop of a fit, with its checks and its stopping rule."""
-    guide = AutoFlow(schools, "iaf", DEPTH, hidden_dims=HIDDEN).setup(EFFECTS, ERRORS)
-    problem = FlowProblem(guide, LogDensity(schools, EFFECTS, ERRORS), objective, particles, None)
+    guide = AutoFlow(task.model, "iaf", DEPTH, hidden_dims=task.hidden, dense=False).setup(*task.args)
+    problem = FlowProblem(guide, LogDensity(task.model, *task.args), objective, particles, None)
     training = Training(problem)
     training.configure(None, RATE, None, 10.0, Plateau(drops=10**6), 10**9, 50, mode)
 
@@ -62,11 +103,11 @@ def ours(mode: str | bool, particles: int, objective: ELBO | PathELBO) -> Task:
     return steps, STEPS
 
 
-def pyro_svi(guide: Any, loss: Any) -> Task:
+def pyro_svi(task: Work, guide: Any, loss: Any) -> Task:
     """Pyro's inference."""
-    svi = SVI(schools, guide, pyro.optim.Adam({"lr": RATE}), loss)
-    svi.step(EFFECTS, ERRORS)
-    return lambda: svi.step(EFFECTS, ERRORS), 1
+    svi = SVI(task.model, guide, pyro.optim.Adam({"lr": RATE}), loss)
+    svi.step(*task.args)
+    return lambda: svi.step(*task.args), 1
 
 
 class Masked(nn.Linear):
@@ -80,38 +121,35 @@ class Masked(nn.Linear):
         return F.linear(x, self.weight * self.mask, self.bias)
 
 
-def network(order: Tensor) -> nn.Sequential:
+def network(order: Tensor, hidden: list[int]) -> nn.Sequential:
     """Shift and log scale of each coordinate from those before it in an order."""
-    degrees = [order, *(torch.arange(width) % (DIM - 1) for width in HIDDEN)]
+    degrees = [order, *(torch.arange(width) % (len(order) - 1) for width in hidden)]
     layers: list[nn.Module] = []
     for before, after in pairwise(degrees):
         layers += [Masked((after[:, None] >= before).float()), nn.ReLU()]
     return nn.Sequential(*layers, Masked((order.repeat(2)[:, None] > degrees[-1]).float()))
 
 
-def by_hand(particles: int, compiled: bool) -> Task:
+def by_hand(task: Work, particles: int, compiled: bool) -> Task:
     """As one would write it for this model alone: nothing is checked or counted."""
-    order = torch.arange(DIM)
-    networks = nn.ModuleList([network(order), network(order.flip(0))])
-    optimizer = torch.optim.Adam(networks.parameters(), lr=RATE, fused=True)
+    order = torch.arange(task.dim)
+    networks = nn.ModuleList([network(order, task.hidden), network(order.flip(0), task.hidden)])
+    affine = nn.Parameter(torch.zeros(2, task.dim))
+    optimizer = torch.optim.Adam([*networks.parameters(), affine], lr=RATE, fused=True)
 
     def loss(noise: Tensor) -> Tensor:
-        u, log_q = noise, -0.5 * (noise.square().sum(-1) + DIM * math.log(2 * math.pi))
+        u, log_q = noise, -0.5 * (noise.square().sum(-1) + task.dim * math.log(2 * math.pi))
         for net in networks:
             shift, log_scale = net(u).chunk(2, dim=-1)
             u, log_q = shift + u * log_scale.exp(), log_q - log_scale.sum(-1)
-        mu, log_tau, eta = u[:, 0], u[:, 1], u[:, 2:]
-        tau = log_tau.exp()
-        residual = (EFFECTS - mu[:, None] - tau[:, None] * eta) / ERRORS
-        log_p = -0.5 * ((mu / 5.0).square() + eta.square().sum(-1) + residual.square().sum(-1))
-        log_p = log_p - torch.log1p((tau / 5.0).square()) + log_tau
-        return (log_q - log_p).mean()
+        u, log_q = affine[0] + affine[1].exp() * u, log_q - affine[1].sum()
+        return (log_q - task.log_density(u)).mean()
 
     evaluate: Callable[[Tensor], Tensor] = torch.compile(loss) if compiled else loss
 
     def step() -> float:
         optimizer.zero_grad()
-        value = evaluate(torch.randn(particles, DIM))
+        value = evaluate(torch.randn(particles, task.dim))
         value.backward()
         optimizer.step()
         return value.item()
@@ -119,7 +157,7 @@ def by_hand(particles: int, compiled: bool) -> Task:
     return step, 1
 
 
-def numpyro_svi(particles: int) -> dict[str, Task]:
+def numpyro_svi(task: Work, particles: int) -> dict[str, Task]:
     """NumPyro's guide, its update jitted and called from Python, and the same in a loop that is compiled too."""
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
     import jax
@@ -128,15 +166,20 @@ def numpyro_svi(particles: int) -> dict[str, Task]:
     import numpyro.distributions as ndist
     from numpyro.infer.autoguide import AutoIAFNormal as NumpyroIAF
 
-    effects, errors = jnp.asarray(EFFECTS.numpy()), jnp.asarray(ERRORS.numpy())
+    first, second = (jnp.asarray(array.numpy()) for array in task.args)
 
-    def model() -> None:
+    def schools_twin() -> None:
         mu = numpyro.sample("mu", ndist.Normal(0.0, 5.0))
         tau = numpyro.sample("tau", ndist.HalfCauchy(5.0))
         eta = numpyro.sample("eta", ndist.Normal(jnp.zeros(8), 1.0).to_event(1))
-        numpyro.sample("effects", ndist.Normal(mu + tau * eta, errors).to_event(1), obs=effects)
+        numpyro.sample("effects", ndist.Normal(mu + tau * eta, second).to_event(1), obs=first)
 
-    guide = NumpyroIAF(model, num_flows=DEPTH, hidden_dims=HIDDEN)
+    def regression_twin() -> None:
+        w = numpyro.sample("w", ndist.Normal(jnp.zeros(task.dim), 1.0).to_event(1))
+        numpyro.sample("y", ndist.Normal(first @ w, 1.0).to_event(1), obs=second)
+
+    model = schools_twin if task.model is schools else regression_twin
+    guide = NumpyroIAF(model, num_flows=DEPTH, hidden_dims=task.hidden)
     loss = numpyro.infer.Trace_ELBO(num_particles=particles)
     svi = numpyro.infer.SVI(model, guide, numpyro.optim.Adam(RATE), loss)
     start = svi.init(jax.random.PRNGKey(0))
@@ -157,22 +200,24 @@ def numpyro_svi(particles: int) -> dict[str, Task]:
 def competitors(options: argparse.Namespace) -> tuple[dict[str, Task], dict[str, str]]:
     """The tasks by name, and why others are not there."""
     objective = PathELBO() if options.path else ELBO()
+    task = work(options.dim)
     makers: dict[str, Callable[[], Task]] = {
-        "ours, eager": lambda: ours(False, options.particles, objective),
-        "ours, trace": lambda: ours("trace", options.particles, objective),
+        "ours, eager": lambda: ours(task, False, options.particles, objective),
+        "ours, trace": lambda: ours(task, "trace", options.particles, objective),
         "Pyro SVI, 1 particle": lambda: pyro_svi(
-            AutoIAFNormal(schools, hidden_dim=HIDDEN, num_transforms=DEPTH), Trace_ELBO()
+            task, AutoIAFNormal(task.model, hidden_dim=task.hidden, num_transforms=DEPTH), Trace_ELBO()
         ),
         # with our guide: in Pyro's own flow guides, an assertion of pyro.ops.jit fails
         "Pyro JitTrace_ELBO, 1 particle": lambda: pyro_svi(
-            AutoFlow(schools, "iaf", DEPTH, hidden_dims=HIDDEN).setup(EFFECTS, ERRORS),
+            task,
+            AutoFlow(task.model, "iaf", DEPTH, hidden_dims=task.hidden, dense=False).setup(*task.args),
             JitTrace_ELBO(ignore_jit_warnings=True),
         ),
-        "torch by hand": lambda: by_hand(options.particles, compiled=False),
+        "torch by hand": lambda: by_hand(task, options.particles, compiled=False),
     }
     if options.inductor:
-        makers["ours, inductor"] = lambda: ours("inductor", options.particles, objective)
-        makers["torch by hand, torch.compile"] = lambda: by_hand(options.particles, compiled=True)
+        makers["ours, inductor"] = lambda: ours(task, "inductor", options.particles, objective)
+        makers["torch by hand, torch.compile"] = lambda: by_hand(task, options.particles, compiled=True)
     tasks: dict[str, Task] = {}
     absent: dict[str, str] = {}
     for name, make in makers.items():
@@ -184,7 +229,7 @@ def competitors(options: argparse.Namespace) -> tuple[dict[str, Task], dict[str,
             tasks.pop(name, None)
             absent[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     try:
-        tasks |= numpyro_svi(options.particles)
+        tasks |= numpyro_svi(task, options.particles)
     except ImportError as error:
         absent["NumPyro"] = str(error)
     return tasks, absent
@@ -195,9 +240,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--particles", type=int, default=64)
+    parser.add_argument("--dim", type=int, default=SCHOOLS_DIM, help="10 for eight schools, else of a regression")
     parser.add_argument("--path", action="store_true", help="ours by the path gradient, our default")
     parser.add_argument("--inductor", action="store_true", help="also what takes a C++ compiler and a minute")
-    parser.add_argument("--out", type=Path, default=RECORDS / "elbo_step.json")
+    parser.add_argument("--out", type=Path, help="the record; docs/records/benchmarks/elbo_step-DIM.json by default")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
@@ -212,10 +258,10 @@ def main() -> None:
     for name, why in absent.items():
         print(f"{name:34} {why}")
     write_record(
-        options.out,
+        options.out or RECORDS / f"elbo_step-{options.dim}.json",
         {
             "clock": clock.__name__,
-            "dim": DIM,
+            "dim": options.dim,
             "particles": options.particles,
             "objective": "path" if options.path else "elbo",
             "seconds": seconds,

@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.utils._pytree import tree_flatten, tree_leaves
 
+from pyro_flows_vi.infer._vectorise import FAILURES
 from pyro_flows_vi.infer.layout import Layout, Site, trace_model
 
 __all__ = [
     "OnlyParallelPlates",
     "Supports",
+    "find_parents",
     "has_bounds",
     "look",
     "refuse_local_sites",
@@ -92,6 +94,43 @@ def bounds(support: Any) -> list[Tensor]:
 def has_bounds(support: Any) -> bool:
     """Whether a support has a tensor in it, which may differ between runs."""
     return bool(bounds(support))
+
+
+class _Priors(Supports):
+    """Adds up the log densities of the values that the sites have, as functions of their distributions alone."""
+
+    def __init__(self, parts: Mapping[str, Tensor]) -> None:
+        super().__init__(parts)
+        self.total: Tensor = torch.zeros(())
+
+    def _pyro_sample(self, msg: Any) -> None:
+        super()._pyro_sample(msg)
+        if msg["name"] in self.found:
+            self.total = self.total + msg["fn"].log_prob(msg["value"].detach()).sum()
+
+
+def find_parents(
+    parts: Mapping[str, Tensor], model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[str]:
+    """The latent sites on which the priors of other latent sites depend, as far as gradients tell.
+
+    Args:
+        parts: unconstrained values of all sites.
+        model: the model; one that cannot be run with gradients has no parents.
+        args: its arguments.
+        kwargs: its keyword arguments.
+    """
+    leaves = {name: part.detach().requires_grad_() for name, part in parts.items()}
+    run = _Priors(leaves)
+    try:
+        with torch.enable_grad():
+            run.run(model, args, kwargs)
+            if not run.total.requires_grad:
+                return []
+            slopes = torch.autograd.grad(run.total, list(leaves.values()), allow_unused=True)
+    except FAILURES:
+        return []
+    return [name for name, slope in zip(leaves, slopes, strict=True) if slope is not None]
 
 
 class _GivenRows(Messenger):

@@ -15,11 +15,13 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_flows_vi import flows
+from pyro_flows_vi.guides._chain import default_depth, has_parents, make_chain
 from pyro_flows_vi.guides._draws import log_normal, symmetric_draws
 from pyro_flows_vi.guides._model import HoldsModel, forget_arguments
 from pyro_flows_vi.guides._runs import (
     OnlyParallelPlates,
     Supports,
+    find_parents,
     look,
     refuse_local_sites,
     require_same_shapes,
@@ -27,7 +29,6 @@ from pyro_flows_vi.guides._runs import (
     signature,
     supports_move,
 )
-from pyro_flows_vi.guides._steps import even_out
 from pyro_flows_vi.infer.layout import Layout, init_or_origin, read_layout
 from pyro_flows_vi.infer.log_density import LogDensity
 from pyro_flows_vi.transforms._door import positive
@@ -37,8 +38,6 @@ from pyro_flows_vi.transforms.compose import Compose
 
 __all__ = ["AutoFlow"]
 
-#: steps of a chain where the user names none; other families take four
-DEPTHS = {"realnvp": 8, "nice": 8, "planar": 16, "radial": 16, "sylvester": 4, "iaf": 2, "naf": 2, "ddsf": 2, "bnaf": 1}
 #: latents up to which the affine layer is dense
 DENSE_UP_TO = 256
 #: quasi-random draws from which medians and quantiles are read, and how many of them pass the flow at once
@@ -63,7 +62,8 @@ class AutoFlow(HoldsModel, AutoContinuous):
     Args:
         model: a Pyro model with continuous latents.
         flow: the name of a family, see :func:`pyro_flows_vi.flows.names`.
-        num_transforms: the number of steps of the chain; by default what suits the family.
+        num_transforms: the number of steps of the chain; by default what suits the family. The last of two or more
+            affine couplings is from the sites on which other priors depend, such as scales of groups, to the rest.
         init_loc_fn: one of Pyro's init functions, or ``init_to_value(values=...)``.
         init_scale: the scale of the guide at the start, in unconstrained space.
         dense: whether the affine layer has a full triangular scale; by default up to 256 latents, and diagonal beyond.
@@ -104,9 +104,10 @@ class AutoFlow(HoldsModel, AutoContinuous):
         super().__init__(OnlyParallelPlates()(model), init_or_origin(init_loc_fn))
         self._bare_model = (model,)
         self.flow_name, self.flow_options = flow, flow_options
-        self.num_transforms = DEPTHS.get(flow, 4) if num_transforms is None else num_transforms
+        self.num_transforms = num_transforms
         self.init_scale, self.dense = float(init_scale), dense
-        flows.build(flow, 1, num_transforms=self.num_transforms, **flow_options)  # a wrong word is found now, not later
+        depth = default_depth(flow) if num_transforms is None else num_transforms
+        flows.build(flow, 1, num_transforms=depth, **flow_options)  # a wrong word is found now, not later
         self.transform = None
 
     def setup(self, *args: Any, **kwargs: Any) -> AutoFlow:
@@ -139,11 +140,11 @@ class AutoFlow(HoldsModel, AutoContinuous):
         supports = {site.name: self._nodes()[site.name]["fn"].support for site in self.layout}
         self._has_moving_supports = supports_move(supports, parts, self._bare(), args, kwargs)
         dense = self.latent_dim <= DENSE_UP_TO if self.dense is None else self.dense
-        chain = flows.build(self.flow_name, self.latent_dim, None, self.num_transforms, **self.flow_options).to(loc)
-        even_out(chain, 1.0 / self.num_transforms)
+        parents = find_parents(parts, self._bare(), args, kwargs) if has_parents(self.flow_name) else []
+        chain = make_chain(self.flow_name, self.layout, parents, self.num_transforms, self.flow_options)
         affine = Affine(self.latent_dim, torch.zeros_like(loc), self.init_scale, dense, tails=True).to(loc)
         affine.frame_loc.copy_(loc)  # around which the tails are bent
-        self.transform = Compose([*chain, affine])
+        self.transform = Compose([*chain, affine]).to(loc)
         self._centre()
         with poutine.block():
             self._create_plates(*args, **kwargs)

@@ -76,7 +76,9 @@ def fit(
         kwargs: the model's keyword arguments.
         objective: one of :mod:`pyro_flows_vi.infer.objectives`; by default the path gradient, or the plain
             ELBO of flows whose log-determinant is an estimate.
-        num_particles: draws in a step; by default 256 for up to 64 latents and 128 beyond, or 16 of another guide.
+        num_particles: draws in a step; by default 256 for up to 64 latents and 128 beyond, which double when the step
+            size falls, up to four times as many, except where ``compile`` makes a graph of one number; 16 of other
+            guides.
         max_steps: steps of the second stage at most.
         learning_rate: the first step size of Adam; by default 0.3 for flow guides with networks, in whose units a step
             of an output is at most that large, 0.03 for other flow guides, and 0.01 for other guides.
@@ -97,7 +99,8 @@ def fit(
         dtype: ``torch.float64`` runs guide and model in double precision.
         compile: whether a step is one graph, and which: ``"trace"``, ``"inductor"`` (compiled in a
             minute or so), ``"cudagraph"`` (on a GPU), or ``"auto"`` for whatever pays for a run of this length, see
-            :mod:`~pyro_flows_vi.infer.compile_mode`; of one seed, the modes give the same numbers up to rounding.
+            :mod:`~pyro_flows_vi.infer.compile_mode`; of one seed and one ``num_particles``, the modes give the same
+            numbers up to rounding.
         progress: whether to show a progress bar with the ELBO.
 
     Returns:
@@ -143,6 +146,7 @@ def fit(
             tempering,
             start,
             None if resuming else restarts,
+            num_particles is None and compile is False,
         )
         rules = (schedule, clip_norm, plateau or Plateau(), max_steps, max_skipped, compile)
         training.configure(optimizer, learning_rate, *rules)
@@ -194,6 +198,7 @@ def _prepare(
     tempering: Tempering | None,
     start: str,
     restarts: int | None,
+    growing: bool,
 ) -> tuple[Training, list[float]]:
     """The problem, with the guide at its start, unless ``restarts`` is ``None``: a checkpoint will say where it is."""
     if not hasattr(guide, "rsample_and_log_prob"):
@@ -209,7 +214,7 @@ def _prepare(
     if objective is None and guide.transform.exact_log_det:
         objective = PathELBO()
     particles = num_particles or (256 if log_density.latent_dim <= 64 else 128)
-    return Training(FlowProblem(guide, log_density, objective, particles, tempering)), restart_elbos
+    return Training(FlowProblem(guide, log_density, objective, particles, tempering, growing)), restart_elbos
 
 
 def _start(guide: Any, log_density: LogDensity, start: str, restarts: int) -> list[float]:

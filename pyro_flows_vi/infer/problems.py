@@ -31,8 +31,13 @@ class Problem(Protocol):
     signature: dict[str, Any]
     learning_rate: float
 
+    num_particles: int
+
     def estimate(self, fraction: float) -> Estimate:
         """One estimate with gradients, when ``fraction`` of the run is over."""
+
+    def refine(self) -> None:
+        """The steps get shorter from here on."""
 
     def parameters(self) -> list[Tensor]:
         """The leaves that are trained."""
@@ -42,7 +47,19 @@ class Problem(Protocol):
 
 
 class FlowProblem:
-    """A flow guide and a log density, under an objective."""
+    """A flow guide and a log density, under an objective.
+
+    Args:
+        guide: the guide.
+        log_density: the log density.
+        objective: the objective, or ``None`` for the plain ELBO.
+        num_particles: draws in a step.
+        tempering: the power of the log density over the run, or ``None``.
+        growing: whether shorter steps have more particles, so that noise is not what ends the progress.
+    """
+
+    #: the particles of the last steps over those of the first
+    GROWTH = 4
 
     def __init__(
         self,
@@ -51,10 +68,12 @@ class FlowProblem:
         objective: Objective | None,
         num_particles: int,
         tempering: Tempering | None,
+        growing: bool = False,
     ) -> None:
         self.guide, self.log_density, self.num_particles, self.tempering = guide, log_density, num_particles, tempering
         self.objective: Objective = ELBO() if objective is None else objective
         names = [name for step in list(guide.transform)[:-1] for name, _ in step.named_parameters()]
+        self.most_particles = num_particles * (self.GROWTH if growing else 1)
         # Networks in even units take long steps; a linear layer between them, or a flow of other parameters, does not.
         self.learning_rate = 0.3 if names and all(name.endswith("_units") for name in names) else 0.03
         self.signature = {
@@ -68,6 +87,10 @@ class FlowProblem:
         """As the objective has it."""
         temperature = 1.0 if self.tempering is None else self.tempering(fraction)
         return self.objective(self.guide, self.log_density, self.num_particles, temperature)
+
+    def refine(self) -> None:
+        """Twice the particles, up to a bound."""
+        self.num_particles = min(2 * self.num_particles, self.most_particles)
 
     def parameters(self) -> list[Tensor]:
         """Those of the guide, and of the model where it has any."""
@@ -92,6 +115,7 @@ class PyroProblem:
         self, model: Callable[..., Any], guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], num_particles: int
     ) -> None:
         self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
+        self.num_particles = num_particles
         self.elbo = particle_elbo(model, guide, args, kwargs, num_particles)
         self.learning_rate = 0.01
         self.signature = {"flow": type(guide).__name__, "particles": num_particles}
@@ -104,6 +128,9 @@ class PyroProblem:
         """The loss, and the ELBO in place of log weights."""
         loss: Tensor = self.elbo.differentiable_loss(self.model, self.guide, *self.args, **self.kwargs)
         return Estimate(loss, -loss.detach()[None])
+
+    def refine(self) -> None:
+        """Pyro's estimator keeps its particles."""
 
     def estimate_in_graph(self, pieces: list[Tensor]) -> Estimate:
         """:meth:`estimate` with these parameters, and without a look at any value, as a trace takes it.

@@ -52,9 +52,14 @@ def gaussian_start(log_density: LogDensity, loc: Tensor, scale: Tensor, restarts
     """
     fits: list[GaussianFit] = []
     problems: list[ValueError] = []
-    for point in [loc, *summits(log_density, loc, restarts - 1)]:
+    starts = [loc, *summits(log_density, loc, restarts - 1)]
+    seeds: list[int] = torch.randint(1 << 62, (len(starts),)).tolist()
+    for point, seed in zip(starts, seeds, strict=True):
+        # Draws of its own: how long a hopeless start wanders, which its last bits decide, is nothing to the others.
+        generator = torch.Generator(loc.device).manual_seed(seed)
         try:
-            fits.append(fit_gaussian(log_density.value_and_score, require_finite_start(log_density, point), scale))
+            start = require_finite_start(log_density, point)
+            fits.append(fit_gaussian(log_density.value_and_score, start, scale, generator=generator))
         except ValueError as problem:
             problems.append(problem)
     if not fits:

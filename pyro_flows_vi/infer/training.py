@@ -111,6 +111,7 @@ class Training:
             self.optimizer.state.clear()
         if said in ("drop", "collapse"):
             self.averaged = 0
+            self.problem.refine()
         return said
 
     def keep_the_best(self) -> tuple[str, float, float]:
@@ -151,6 +152,7 @@ class Training:
             "history": self.history,
             "counts": [self.step, self.skipped, self.skipped_in_a_row, self.averaged],
             "restart_elbos": restart_elbos,
+            "particles": self.problem.num_particles,
             "mode": self.driver.state(),
             "rng": torch.get_rng_state(),
         }
@@ -167,6 +169,7 @@ class Training:
         self.plateau = Plateau(**state["plateau"])
         self.history = state["history"]
         self.step, self.skipped, self.skipped_in_a_row, self.averaged = state["counts"]
+        self.problem.num_particles = state["particles"]
         self.driver.resume(state.get("mode"))
         torch.set_rng_state(state["rng"])
         return list(state["restart_elbos"])

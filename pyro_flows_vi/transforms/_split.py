@@ -26,25 +26,30 @@ class SplitFlow(Flow):
         hidden_dims: widths of the network's hidden layers; ``(max(32, 2 D),) * 2``, at most 128 wide, by default.
         init: the P initial parameters of every coordinate of B.
         step: k.
+        given: A itself, in place of what the step says.
     """
 
     order: Tensor
     back: Tensor
 
     def __init__(
-        self, input_dim: int, context_dim: int | None, hidden_dims: Sequence[int] | None, init: Tensor, step: int
+        self,
+        input_dim: int,
+        context_dim: int | None,
+        hidden_dims: Sequence[int] | None,
+        init: Tensor,
+        step: int,
+        given: Sequence[int] | None = None,
     ) -> None:
         super().__init__(input_dim, context_dim)
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise ValueError(f"expected step to be an integer from 0 on, got {step!r}")
-        digits = max(1, (input_dim - 1).bit_length())
-        order = torch.arange(input_dim)
-        given = ((order >> (step // 2 % digits)) & 1) == step % 2
-        if input_dim == 1:
-            given[:] = False
-        self.num_given = int(given.sum())
+        first = _digit_split(input_dim, step) if given is None else _checked(input_dim, given)
+        self.num_given = len(first)
         #: coordinates of A first, and back
-        self.register_buffer("order", torch.cat([order[given], order[~given]]), persistent=False)
+        self.register_buffer(
+            "order", torch.tensor([*first, *sorted(set(range(input_dim)) - set(first))]), persistent=False
+        )
         self.register_buffer("back", torch.argsort(self.order), persistent=False)
         seen, moved = self.num_given + (context_dim or 0), input_dim - self.num_given
         hidden_dims = (min(128, max(32, 2 * input_dim)),) * 2 if hidden_dims is None else hidden_dims
@@ -73,3 +78,19 @@ class SplitFlow(Flow):
         seen = given if context is None else torch.cat([given, context.expand(*given.shape[:-1], -1)], dim=-1)
         params: Tensor = self.net(seen)
         return params
+
+
+def _digit_split(input_dim: int, step: int) -> list[int]:
+    if input_dim == 1:
+        return []
+    digit = step // 2 % (input_dim - 1).bit_length()
+    return [i for i in range(input_dim) if (i >> digit) & 1 == step % 2]
+
+
+def _checked(input_dim: int, given: Sequence[int]) -> list[int]:
+    known = isinstance(given, Sequence) and all(type(i) is int and 0 <= i < input_dim for i in given)
+    if not known or not len(set(given)) == len(given) < input_dim:
+        raise ValueError(
+            f"expected given to be different coordinates from 0 to {input_dim - 1}, and not all of them, got {given!r}"
+        )
+    return list(given)

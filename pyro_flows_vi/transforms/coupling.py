@@ -36,6 +36,7 @@ class AffineCoupling(SplitFlow):
         hidden_dims: widths of the network's hidden layers; ``(max(32, 2 D),) * 2``, at most 128 wide, by default.
         additive: whether to leave out the scale (NICE).
         step: k, which chooses the split.
+        given: the coordinates A, where step k is not to choose them.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class AffineCoupling(SplitFlow):
         hidden_dims: Sequence[int] | None = None,
         additive: bool = False,
         step: int = 0,
+        given: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(input_dim, context_dim, hidden_dims, torch.zeros(1 if additive else 2), step)
+        super().__init__(input_dim, context_dim, hidden_dims, torch.zeros(1 if additive else 2), step, given)
         self.additive = additive
 
     def _shift_and_log_scale(self, given: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
