@@ -364,8 +364,8 @@ def test_pyro_pairs_that_are_no_graph(make: Callable[[], Pair], message: str) ->
 
 
 def test_modes_that_do_not_exist_or_cannot_be_had_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    for wrong in (True, "jit", 0, None):
-        with pytest.raises(ValueError, match="compile to be 'auto', 'trace', 'inductor', 'cudagraph' or False"):
+    for wrong in ("jit", 2, None):
+        with pytest.raises(ValueError, match="compile to be 'auto', 'trace', 'inductor', 'cudagraph', True or False"):
             require_mode(wrong)  # type: ignore[arg-type]
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match="expected a C\\+\\+ compiler"):
@@ -373,6 +373,55 @@ def test_modes_that_do_not_exist_or_cannot_be_had_here(monkeypatch: pytest.Monke
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="expected a GPU"):
             run("cudagraph")
+
+
+# -- what is done if nothing is said -----------------------------------------------------------------
+
+
+def test_long_runs_are_traced_from_the_first_step_and_short_ones_are_not(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, LOGGER):
+        by_default = run(True, 310, schedule=lambda fraction: 0.1)
+        traced = run("trace", 310, schedule=lambda fraction: 0.1)
+        require_same(run(True, 40), run(False, 40), 0.0)
+    assert torch.equal(by_default[1], traced[1])
+    assert "compile='trace': a step is one graph" in caplog.text
+    assert "compile=False: only 40 steps are expected" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"model": with_parameters}, "the model has parameters"),
+        ({"model": noisy}, "draws random numbers"),
+        ({"flow": "iaf", "num_transforms": 40}, "so many calls of kernels"),
+    ],
+)
+def test_what_cannot_be_traced_goes_step_by_step(
+    options: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compile_mode, "LEAST_STEPS", 3)
+    with caplog.at_level(logging.INFO, LOGGER):
+        by_default = run(True, 4, max_skipped=10**6, **options)
+    assert why in caplog.text and by_default[0].steps == 4
+
+
+def test_a_fit_goes_on_from_a_checkpoint_in_its_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_mode, "LEAST_STEPS", 10)
+    file, schedule = tmp_path / "fit.ckpt", {"schedule": lambda fraction: 1.0}
+    whole = run(True, 30, **schedule)
+    run(True, 16, checkpoint=file, checkpoint_every=8, **schedule)
+    monkeypatch.setattr(compile_mode, "LEAST_STEPS", 100)  # the checkpoint knows better
+    resumed = run(True, 30, checkpoint=file, resume=True, checkpoint_every=8, **schedule)
+    assert torch.equal(resumed[1], whole[1])
+
+
+def test_a_script_that_cannot_be_made_is_run_as_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise RuntimeError("not on this version of Python")
+
+    script = run("trace")
+    monkeypatch.setattr(torch.jit, "trace", refuse)
+    require_same(script, run("trace"))
 
 
 # -- the choice --------------------------------------------------------------------------------------
@@ -411,7 +460,7 @@ def test_long_runs_go_from_eager_to_a_graph_to_the_compiler(
 ) -> None:
     finished: list[str] = []
 
-    def finish(graph: Any, inputs: Any, size: int, mode: str) -> Any:
+    def finish(graph: Any, inputs: Any, size: int, mode: str, script: bool) -> Any:
         finished.append(mode)
 
         def slow(*values: Tensor) -> Any:

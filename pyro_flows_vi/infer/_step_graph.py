@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +17,8 @@ __all__ = ["Deadline", "Holder", "Step", "Untraceable", "finish", "lift_draws", 
 
 #: takes the state, the controls, the tensors and the draws; changes the state in place and gives it back with a report
 Step = Callable[..., tuple[Sequence[Tensor], Tensor]]
+
+logger = logging.getLogger(__name__)
 
 _aten = torch.ops.aten
 #: random numbers for which of a tensor only its shape, dtype and device matter
@@ -45,15 +49,18 @@ class Holder(nn.Module):
 
 
 class Deadline(TorchDispatchMode):
-    """Ends a trace that takes too long."""
+    """Ends a trace that takes too long, or becomes too long."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, calls: float) -> None:
         super().__init__()
-        self.deadline = deadline
+        self.deadline, self.calls = deadline, calls
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if time.perf_counter() > self.deadline:
             raise Untraceable("the trace takes longer than it can save")
+        self.calls -= 1
+        if self.calls < 0:
+            raise Untraceable("a step has so many calls of kernels that the trace would not pay")
         return func(*args, **(kwargs or {}))
 
 
@@ -115,22 +122,48 @@ class _Clock(Interpreter):
         return result
 
 
-def finish(graph: GraphModule, inputs: tuple[Tensor, ...], size: int, mode: str) -> Step:
-    """The function that runs a graph in a mode, made for tensors like ``inputs``, of which ``size`` are the state."""
+def finish(graph: GraphModule, inputs: tuple[Tensor, ...], size: int, mode: str, script: bool) -> Step:
+    """The function that runs a graph in a mode, made for tensors like ``inputs``, of which ``size`` are the state.
+
+    A traced graph may be made a ``script``, which runs without Python.
+    """
     if mode == "cudagraph":
         return _Captured(graph, inputs, size)
-    run: Callable[..., Any] = graph.forward
     if mode == "inductor":
         import torch._inductor
 
         with torch.no_grad():
-            run = torch._inductor.compile(graph, list(inputs))
+            run: Callable[..., Any] = torch._inductor.compile(graph, list(inputs))
+    else:
+        run = _interpreted(graph, inputs) if script else graph.forward
 
     def step(*values: Tensor) -> tuple[Sequence[Tensor], Tensor]:
         (report,) = run(*values)
         return values[:size], report
 
     return step
+
+
+def _interpreted(graph: GraphModule, inputs: tuple[Tensor, ...]) -> Callable[..., Any]:
+    """The graph in the interpreter of TorchScript, where a call of a kernel costs a third of what it costs in Python.
+
+    TorchScript gets no new features, but nothing else runs a graph without Python and without a compiler. Where it
+    is not to be had, the graph is run as it is.
+    """
+    plainly: Callable[[bool], Any] = torch.jit.optimized_execution  # type: ignore[attr-defined]
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # that it is deprecated, and what it cannot see in Python's numbers
+            script = torch.jit.trace(graph, tuple(value.clone() for value in inputs), check_trace=False)
+    except Exception as error:
+        logger.info("TorchScript does not take the graph: %s", str(error).strip().split("\n")[0])
+        return graph.forward
+
+    def run(*values: Tensor) -> Any:
+        with plainly(False):  # it would look for what to fuse, again and again
+            return script(*values)
+
+    return run
 
 
 class _Captured:

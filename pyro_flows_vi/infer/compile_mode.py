@@ -20,7 +20,9 @@ MODES = ("trace", "inductor", "cudagraph")
 #: steps after which a mode is judged by the median of their times
 TRIAL = 12
 #: what a trace costs, in eager steps, and the share of each that it saves
-STEPS_OF_A_TRACE, SAVED_BY_TRACE = 80.0, 0.15
+STEPS_OF_A_TRACE, SAVED_BY_TRACE = 100.0, 0.5
+#: expected steps from which on a trace is worth a try, and calls of kernels in a step beyond which it is given up
+LEAST_STEPS, MOST_CALLS = 300, 4000
 #: seconds that the inductor takes for each second of the trace, and at the least
 INDUCTOR_PER_TRACE, INDUCTOR_LEAST = 50.0, 20.0
 #: the share that a compiler saves of a traced step, without the products of matrices in it
@@ -31,8 +33,9 @@ logger = logging.getLogger(__name__)
 
 def require_mode(compile: str | bool) -> None:
     """Raise a ValueError for a word that is none, or a mode that this machine does not have."""
-    if compile is not False and compile not in ("auto", *MODES):
-        raise ValueError(f"expected compile to be 'auto', {', '.join(map(repr, MODES))} or False, got {compile!r}")
+    if not isinstance(compile, bool) and compile not in ("auto", *MODES):
+        words = ", ".join(map(repr, MODES))
+        raise ValueError(f"expected compile to be 'auto', {words}, True or False, got {compile!r}")
     if compile == "cudagraph" and not torch.cuda.is_available():
         raise ValueError("expected a GPU for compile='cudagraph', found none: use compile='auto'")
     if compile == "inductor" and not has_compiler():
@@ -52,8 +55,8 @@ class Steps(Protocol):
     def run(self, most: int) -> list[Any]:
         """Up to ``most`` steps, and at least one."""
 
-    def prepare(self, deadline: float) -> Step:
-        """The step, unless it is not done by then."""
+    def prepare(self, deadline: float = ..., calls: float = ...) -> Step:
+        """The step, unless it is not done by then, or has more calls of kernels."""
 
 
 class Work(Protocol):
@@ -88,9 +91,12 @@ class Driver:
     matrices, whose share in a step it measures, are expected to stay as slow as they are. In the end it goes on in the
     mode that was fastest. Each choice is logged with its numbers.
 
+    ``True`` looks at no clock, so that a seed always means the same: it traces before the first step, unless few
+    steps are expected, and goes step by step where there is no trace or it is very long.
+
     Args:
         work: whose steps are run.
-        compile: a mode, ``"auto"`` or ``False``.
+        compile: a mode, ``"auto"``, ``True`` or ``False``.
 
     Raises:
         ValueError: for a mode that this work cannot have.
@@ -100,19 +106,21 @@ class Driver:
         self.work = work
         self.mode: str | bool = False
         self.steps: Steps | None = None
-        self.undecided = compile == "auto"
+        self.undecided, self.hopeful = compile == "auto", compile is True
         self._seconds: list[float] = []
         self._tried: list[tuple[str | bool, Steps | None, float]] = []  # with the seconds of a step
         reason = None if compile is False else work.refusal()
-        if reason is not None and not self.undecided:
+        if reason is not None and not (self.undecided or self.hopeful):
             raise ValueError(f"compile={compile!r} cannot be had: {reason}; use compile='auto' or False")
         if reason is not None:
             self._settle(reason)
-        elif not self.undecided:
+        elif not (self.undecided or self.hopeful):
             self._turn_to(compile)
 
     def run(self, most: int) -> list[Any]:
         """Up to ``most`` steps, and at least one."""
+        if self.hopeful:
+            self._hope()
         if self.undecided and len(self._seconds) >= TRIAL:
             self._choose()
         began = time.perf_counter()
@@ -126,11 +134,11 @@ class Driver:
 
     def state(self) -> str | bool | None:
         """The mode for a checkpoint; ``None`` where a choice is still to be made."""
-        return None if self.undecided and self.steps is None else self.mode
+        return None if (self.undecided or self.hopeful) and self.steps is None else self.mode
 
     def resume(self, mode: str | bool | None) -> None:
         """Go on in the mode of a checkpoint, where the choice is left to the driver."""
-        if not self.undecided or mode is None:
+        if not (self.undecided or self.hopeful) or mode is None:
             return
         with suppress(ValueError):  # what another machine had, and this one has not, is chosen anew
             require_mode(mode)
@@ -143,10 +151,23 @@ class Driver:
         self.mode, self.steps = mode, self.work.compiled_steps(str(mode)) if mode else None
 
     def _settle(self, why: str, best: tuple[str | bool, Steps | None, float] | None = None) -> None:
-        self.undecided = False
+        self.undecided = self.hopeful = False
         if best is not None:
             self.mode, self.steps, _ = best
         logger.info("%s goes on with compile=%r: %s", self.work.work, self.mode, why)
+
+    def _hope(self) -> None:
+        """Trace, if that is likely to pay and can be done."""
+        expected, steps = self.work.expected_steps(), self.work.compiled_steps("trace")
+        if expected < LEAST_STEPS:
+            self._settle(f"only {expected} steps are expected")
+            return
+        try:
+            steps.prepare(calls=MOST_CALLS)
+        except Exception as error:  # as below
+            self._settle(f"there is no trace: {str(error).strip()[:200]}")
+            return
+        self._settle("a step is one graph", ("trace", steps, 0.0))
 
     def _choose(self) -> None:
         """Judge the mode of the last steps, and perhaps try the next one."""

@@ -64,6 +64,7 @@ class CompiledSteps(abc.ABC):
         self.sizes = [p.numel() for p in parameters]
         self._steps: dict[tuple[Any, ...], Step] = {}
         self.flat = sum(self.sizes) <= LARGE * len(self.sizes)
+        self.script = self.flat and mode == "trace"  # where the calls count, they are not made by Python
         self._moments: list[tuple[list[Tensor], list[Tensor]]] = []  # as last written back, joined and in pieces
 
     # -- what is trained -----------------------------------------------------------------------------
@@ -130,11 +131,11 @@ class CompiledSteps(abc.ABC):
             self._scatter(state)
         return torch.stack(reports).tolist()
 
-    def prepare(self, deadline: float = math.inf) -> Step:
+    def prepare(self, deadline: float = math.inf, calls: float = math.inf) -> Step:
         """The step for tensors of the present shapes, traced and compiled if there is none yet.
 
         Raises:
-            Untraceable: if a trace fails, or is not done at the time ``deadline``.
+            Untraceable: if a trace fails, is not done at the time ``deadline``, or has more than so many ``calls``.
         """
         tensors = self.example()
         key = (*self.key(), *((t.shape, t.dtype, t.device) for t in tensors))
@@ -145,9 +146,9 @@ class CompiledSteps(abc.ABC):
                 control = torch.tensor(self.controls(1)[0], dtype=torch.float64).to(state[0].device)
                 inputs = (*state, control, *tensors)
             with torch.random.fork_rng([t for t in {control.device} if t.type == "cuda"]):
-                graph, draws = self._trace(inputs, deadline)
+                graph, draws = self._trace(inputs, Deadline(deadline, calls))
                 inputs = (*inputs, *(draw() for draw in draws))
-                step = finish(graph, inputs, len(state), self.mode)
+                step = finish(graph, inputs, len(state), self.mode, self.script)
                 if self.mode == "trace" and not control.is_cuda:
                     self.products = share_of_products(graph, inputs)
             self._steps[key] = lambda *values: step(*values, *(draw() for draw in draws))
@@ -159,13 +160,13 @@ class CompiledSteps(abc.ABC):
 
     # -- tracing -------------------------------------------------------------------------------------
 
-    def _trace(self, inputs: tuple[Tensor, ...], deadline: float) -> tuple[GraphModule, list[Callable[[], Tensor]]]:
+    def _trace(self, inputs: tuple[Tensor, ...], limit: Deadline) -> tuple[GraphModule, list[Callable[[], Tensor]]]:
         self.before_trace()
         buffers = [buffer for module in self.modules() for buffer in module.buffers()]
         before = [(buffer, buffer._version, buffer.detach().clone()) for buffer in buffers]
         try:
             # one mode for the shapes of all nodes: the tracer would make one for each, at a third of its time
-            with tracing(TracingContext(FakeTensorMode())), Deadline(deadline):
+            with tracing(TracingContext(FakeTensorMode())), limit:
                 graph: GraphModule = make_fx(self._step)(*(value.clone() for value in inputs))
         except Untraceable:
             raise
@@ -209,7 +210,8 @@ class CompiledSteps(abc.ABC):
             gradients = [gradient * scale for gradient in gradients]
         counts.add_(finite)
         steps, averaged = counts.unbind()
-        fused = self.mode != "inductor" and (not control.is_cuda or norm.dtype == torch.float32)
+        # the inductor makes one kernel of it anyway, and TorchScript drops a kernel that only writes into lists
+        fused = self.mode != "inductor" and not self.script and (not control.is_cuda or norm.dtype == torch.float32)
         update(self.optimizer, (parameters, first, second), gradients, steps, control[0], finite, fused)
         for average, parameter in zip(averages, parameters, strict=False):
             average.lerp_(parameter, (finite / averaged.clamp(min=1.0)).to(average.dtype))

@@ -52,7 +52,7 @@ def fit(
     resume: bool = False,
     seed: int | None = None,
     dtype: torch.dtype | None = None,
-    compile: str | bool = False,
+    compile: str | bool = True,
     progress: bool = True,
 ) -> FitResult:
     r"""Fit a guide to a model's posterior; afterwards the guide holds the best parameters found.
@@ -77,8 +77,7 @@ def fit(
         objective: one of :mod:`pyro_flows_vi.infer.objectives`; by default the path gradient, or the plain
             ELBO of flows whose log-determinant is an estimate.
         num_particles: draws in a step; by default 256 for up to 64 latents and 128 beyond, which double when the step
-            size falls, up to four times as many, except where ``compile`` makes a graph of one number; 16 of other
-            guides.
+            size falls, up to four times as many, unless ``compile`` makes code for one number; 16 of other guides.
         max_steps: steps of the second stage at most.
         learning_rate: the first step size of Adam; by default 0.3 for flow guides with networks, in whose units a step
             of an output is at most that large, 0.03 for other flow guides, and 0.01 for other guides.
@@ -97,10 +96,12 @@ def fit(
         resume: go on from the checkpoint if it exists, to the same result, bit for bit.
         seed: of all draws; the global generator is then left as it was.
         dtype: ``torch.float64`` runs guide and model in double precision.
-        compile: whether a step is one graph, and which: ``"trace"``, ``"inductor"`` (compiled in a
-            minute or so), ``"cudagraph"`` (on a GPU), or ``"auto"`` for whatever pays for a run of this length, see
-            :mod:`~pyro_flows_vi.infer.compile_mode`; of one seed and one ``num_particles``, the modes give the same
-            numbers up to rounding.
+        compile: whether a step is one graph, and which. By default, ``True``, the steps of a flow guide are traced into
+            a graph that runs without Python, in about two seconds, where the run is long and the model and the guide
+            allow it. ``"trace"`` demands it, also of other guides; ``"inductor"`` is compiled in a minute or so,
+            ``"cudagraph"`` is for a GPU, ``"auto"`` is whatever pays for a run of this length, see
+            :mod:`~pyro_flows_vi.infer.compile_mode`. Of one seed and one ``num_particles``, all give the same numbers
+            up to rounding.
         progress: whether to show a progress bar with the ELBO.
 
     Returns:
@@ -146,8 +147,10 @@ def fit(
             tempering,
             start,
             None if resuming else restarts,
-            num_particles is None and compile is False,
+            num_particles is None and compile in (True, False, "trace"),
         )
+        if compile is True and not hasattr(guide, "rsample_and_log_prob"):
+            compile = False  # what a Pyro guide does in Python, a trace of one run may miss
         rules = (schedule, clip_norm, plateau or Plateau(), max_steps, max_skipped, compile)
         training.configure(optimizer, learning_rate, *rules)
         if resuming and checkpoint is not None:
