@@ -537,6 +537,7 @@ def test_expected_steps() -> None:
 # -- compilers ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated")  # torch's inductor uses what torch has deprecated
 @pytest.mark.skipif(
     not (compile_mode.has_compiler() and os.environ.get("PYRO_FLOWS_VI_COMPILE")),
     reason="takes a C++ compiler and a minute: set PYRO_FLOWS_VI_COMPILE=1",

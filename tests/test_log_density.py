@@ -373,6 +373,7 @@ def test_values_that_are_drawn_are_not_held_by_a_graph() -> None:
 HAS_COMPILER = any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++") if name)
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated")  # torch's inductor uses what torch has deprecated
 @pytest.mark.skipif(
     not (HAS_COMPILER and os.environ.get("PYRO_FLOWS_VI_COMPILE")),
     reason="takes a C++ compiler and a minute: set PYRO_FLOWS_VI_COMPILE=1",

@@ -43,7 +43,7 @@ class CompiledSteps(abc.ABC):
 
     Args:
         parameters: what is trained.
-        optimizer: one of those of :mod:`~pyro_flows_vi.infer._update`.
+        optimizer: a plain Adam or Adamax.
         mode: ``"trace"``, ``"inductor"`` or ``"cudagraph"``.
         clip_norm: the gradient is scaled down to this norm where it is longer.
         averaging: whether the parameters are averaged.
