@@ -36,6 +36,7 @@ from pyro_flows_vi.infer import (
     linear_tempering,
     problems,
 )
+from pyro_flows_vi.infer._step_graph import put_in_place
 from pyro_flows_vi.infer.compile_mode import Driver, require_mode
 from pyro_flows_vi.infer.fit_steps import FitSteps, Outcome
 from pyro_flows_vi.infer.problems import FlowProblem
@@ -266,6 +267,24 @@ def test_a_run_ends_where_it_is_told_to_and_in_time(monkeypatch: pytest.MonkeyPa
     assert len(fitted.driver.run(3)) == 3
     monkeypatch.setattr(compiled, "PATIENCE", 0.0)
     assert len(fitted.driver.run(3)) == 1
+
+
+def test_parameters_with_two_names_are_put_in_place_and_back() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(2, 2)
+            self.same, self.tied = self.first, nn.Linear(2, 2)
+            self.tied.weight = self.first.weight
+
+    module = Twice()
+    parameters = list(module.parameters())
+    pieces = [torch.full_like(p, 3.0) for p in parameters]
+    with pytest.raises(KeyError), put_in_place(module, parameters, pieces):
+        assert module.same.weight is module.tied.weight is pieces[0]
+        raise KeyError
+    assert all(now is before for now, before in zip(module.parameters(), parameters, strict=True))
+    assert module.tied.weight is module.same.weight is parameters[0]
 
 
 # -- checkpoints -------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def fit_reverse(
     guide = _Guide(density, log_prob)
     path = None if checkpoint is None else Path(checkpoint)
     options: dict[str, Any] = {"checkpoint": path, "resume": resume, "seed": seed, "progress": progress, **asked}
-    result = fit(guide.model, guide, start="guide", compile=False, **options)
+    result = fit(guide.model, guide, start="guide", **options)
     density.eval()
     if result.stop_reason == "interrupted" and checkpoint is not None:
         raise TrainingInterrupted(

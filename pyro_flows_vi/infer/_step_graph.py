@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Deadline", "Holder", "Step", "Untraceable", "finish", "lift_draws", "share_of_products"]
+__all__ = ["Deadline", "Step", "Untraceable", "finish", "lift_draws", "put_in_place", "share_of_products"]
 
 #: takes the state, the controls, the tensors and the draws; changes the state in place and gives it back with a report
 Step = Callable[..., tuple[Sequence[Tensor], Tensor]]
@@ -37,15 +38,26 @@ class Untraceable(ValueError):
     """Why the steps of a training cannot be one graph."""
 
 
-class Holder(nn.Module):
-    """A function of a module as a module, so that a functional call can replace the parameters."""
+@contextmanager
+def put_in_place(module: nn.Module, parameters: Sequence[Tensor], pieces: Sequence[Tensor]) -> Iterator[None]:
+    """Other tensors in the place of parameters, wherever the module holds them, for a while.
 
-    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.module, self.function = module, function
-
-    def forward(self, *args: Any) -> Any:
-        return self.function(*args)
+    ``torch.func.functional_call`` does not put back a parameter that a module holds by two names.
+    """
+    others = {id(p): piece for p, piece in zip(parameters, pieces, strict=True)}
+    places: list[tuple[dict[str, Any], str, Any]] = [
+        (owner._parameters, name, parameter)
+        for owner in module.modules()
+        for name, parameter in owner._parameters.items()
+        if id(parameter) in others
+    ]
+    try:
+        for place, name, parameter in places:
+            place[name] = others[id(parameter)]
+        yield
+    finally:
+        for place, name, parameter in places:
+            place[name] = parameter
 
 
 class Deadline(TorchDispatchMode):

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from pyro_flows_vi.infer._step_graph import Holder, Untraceable
+from pyro_flows_vi.infer._step_graph import Untraceable, put_in_place
 from pyro_flows_vi.infer._update import refused_optimizer
 from pyro_flows_vi.infer._vectorise import is_random
 from pyro_flows_vi.infer.compiled import CompiledSteps
@@ -117,10 +116,9 @@ class FitSteps(CompiledSteps):
             return estimate.loss, [estimate.log_weights.mean()]
         assert log_density is not None
         target = GraphTarget(lambda latent: log_density(latent, *tensors))
-        names = [f"module.{name}" for name, _ in problem.guide.named_parameters()]
-        holder = Holder(problem.guide, lambda *args: problem.objective(problem.guide, *args))
-        given = (target, problem.num_particles, 1.0 if problem.tempering is None else control[1])
-        estimate = functional_call(holder, dict(zip(names, pieces, strict=True)), given)
+        temperature = 1.0 if problem.tempering is None else control[1]
+        with put_in_place(problem.guide, self.parameters, pieces):
+            estimate = problem.objective(problem.guide, target, problem.num_particles, temperature)
         return estimate.loss, [estimate.log_weights.mean()]
 
 

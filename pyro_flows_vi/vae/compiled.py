@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from pyro_flows_vi.infer._step_graph import Holder
+from pyro_flows_vi.infer._step_graph import put_in_place
 from pyro_flows_vi.infer.compiled import CompiledSteps
 
 if TYPE_CHECKING:
@@ -27,8 +26,6 @@ class VAESteps(CompiledSteps):
         super().__init__(trainer.parameters, trainer.optimiser, mode, trainer.settings.clip_norm)
         self.trainer = trainer
         self.rows_in_a_batch = min(trainer.settings.batch_size, len(trainer.data.train))
-        self._names = [f"module.{name}" for name, p in trainer.vae.named_parameters() if p.requires_grad]
-        self._holder = Holder(trainer.vae, trainer.vae.elbo)
 
     def run(self, most: int) -> list[Outcome]:
         """At least one step and up to ``most`` of this epoch, as many as fit into a quarter of a second."""
@@ -61,5 +58,7 @@ class VAESteps(CompiledSteps):
 
     def loss(self, pieces: list[Tensor], control: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
         """As of the eager step."""
-        terms = functional_call(self._holder, dict(zip(self._names, pieces, strict=True)), tensors)
+        (x,) = tensors
+        with put_in_place(self.trainer.vae, self.parameters, pieces):
+            terms = self.trainer.vae.elbo(x)
         return self.trainer.loss(terms, control[1])
