@@ -479,7 +479,7 @@ def test_long_runs_go_from_eager_to_a_graph_to_the_compiler(
 ) -> None:
     finished: list[str] = []
 
-    def finish(graph: Any, inputs: Any, size: int, mode: str, script: bool) -> Any:
+    def finish(graph: Any, inputs: Any, size: int, mode: str, without_python: bool) -> Any:
         finished.append(mode)
 
         def slow(*values: Tensor) -> Any:

@@ -86,6 +86,7 @@ def lift_draws(graph: Graph) -> list[Callable[[], Tensor]]:
         draws.append(_Draw(node))
         with graph.inserting_after(last):
             last = graph.placeholder(f"draw_{len(draws)}")
+        last.meta = dict(node.meta)  # the shape, for compilers
         node.replace_all_uses_with(last)
         graph.erase_node(node)
     return draws
@@ -134,10 +135,10 @@ class _Clock(Interpreter):
         return result
 
 
-def finish(graph: GraphModule, inputs: tuple[Tensor, ...], size: int, mode: str, script: bool) -> Step:
+def finish(graph: GraphModule, inputs: tuple[Tensor, ...], size: int, mode: str, without_python: bool) -> Step:
     """The function that runs a graph in a mode, made for tensors like ``inputs``, of which ``size`` are the state.
 
-    A traced graph may be made a ``script``, which runs without Python.
+    Where the calls of kernels count, they should be made ``without_python``, which takes somewhat longer to make.
     """
     if mode == "cudagraph":
         return _Captured(graph, inputs, size)
@@ -145,9 +146,10 @@ def finish(graph: GraphModule, inputs: tuple[Tensor, ...], size: int, mode: str,
         import torch._inductor
 
         with torch.no_grad():
-            run: Callable[..., Any] = torch._inductor.compile(graph, list(inputs))
+            options = {"cpp_wrapper": True} if without_python and not inputs[0].is_cuda else None
+            run: Callable[..., Any] = torch._inductor.compile(graph, list(inputs), options=options)
     else:
-        run = _interpreted(graph, inputs) if script else graph.forward
+        run = _interpreted(graph, inputs) if without_python else graph.forward
 
     def step(*values: Tensor) -> tuple[Sequence[Tensor], Tensor]:
         (report,) = run(*values)

@@ -64,7 +64,6 @@ class CompiledSteps(abc.ABC):
         self.sizes = [p.numel() for p in parameters]
         self._steps: dict[tuple[Any, ...], Step] = {}
         self.flat = sum(self.sizes) <= LARGE * len(self.sizes)
-        self.script = self.flat and mode == "trace"  # where the calls count, they are not made by Python
         self._moments: list[tuple[list[Tensor], list[Tensor]]] = []  # as last written back, joined and in pieces
 
     # -- what is trained -----------------------------------------------------------------------------
@@ -148,7 +147,7 @@ class CompiledSteps(abc.ABC):
             with torch.random.fork_rng([t for t in {control.device} if t.type == "cuda"]):
                 graph, draws = self._trace(inputs, Deadline(deadline, calls))
                 inputs = (*inputs, *(draw() for draw in draws))
-                step = finish(graph, inputs, len(state), self.mode, self.script)
+                step = finish(graph, inputs, len(state), self.mode, without_python=self.flat)
                 if self.mode == "trace" and not control.is_cuda:
                     self.products = share_of_products(graph, inputs)
             self._steps[key] = lambda *values: step(*values, *(draw() for draw in draws))
@@ -211,7 +210,8 @@ class CompiledSteps(abc.ABC):
         counts.add_(finite)
         steps, averaged = counts.unbind()
         # the inductor makes one kernel of it anyway, and TorchScript drops a kernel that only writes into lists
-        fused = self.mode != "inductor" and not self.script and (not control.is_cuda or norm.dtype == torch.float32)
+        kernel = self.mode == "cudagraph" or (self.mode == "trace" and not self.flat)
+        fused = kernel and (not control.is_cuda or norm.dtype == torch.float32)
         update(self.optimizer, (parameters, first, second), gradients, steps, control[0], finite, fused)
         for average, parameter in zip(averages, parameters, strict=False):
             average.lerp_(parameter, (finite / averaged.clamp(min=1.0)).to(average.dtype))
