@@ -17,7 +17,7 @@ import pyro.distributions as dist
 import pyro.distributions.transforms as pyro_transforms
 import torch
 import zuko
-from measure import RECORDS, clock_for, interleaved, write_record
+from measure import RECORDS, beside_peers, clock_for, write_record
 from pyro.nn import AutoRegressiveNN, DenseNN
 from torch import Tensor, nn
 
@@ -246,17 +246,9 @@ def measure(family: str, dim: int, repeats: int, clock: Callable[[], float]) -> 
     torch.manual_seed(0)
     x = torch.randn(BATCH, dim)
     tasks = {name: task(each, x) for name, each in FAMILIES[family](dim).items()}
-    seconds = interleaved(tasks, repeats, clock=clock)
-    fastest = min((name for name in seconds if name not in (OURS, TORCH)), key=seconds.__getitem__)
+    found, (ratio, wrapped) = beside_peers(tasks, (OURS, TORCH), repeats, clock)
     gc.collect()
-    return {
-        "family": family,
-        "dim": dim,
-        "seconds": seconds,
-        "fastest_peer": fastest,
-        "ratio": seconds[OURS] / seconds[fastest],
-        "ratio_as_pyro_distribution": seconds[TORCH] / seconds[fastest],
-    }
+    return {"family": family, "dim": dim, **found, "ratio": ratio, "ratio_as_pyro_distribution": wrapped}
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,15 @@ def interleaved(
                 tasks[name]()
             times[name].append((clock() - started) / counts[name])
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def beside_peers(
+    tasks: Mapping[str, Callable[[], object]], ours: Sequence[str], repeats: int, clock: Callable[[], float]
+) -> tuple[dict[str, Any], list[float]]:
+    """The seconds of all tasks and the fastest peer, for a record; and each of ``ours`` over that peer."""
+    seconds = interleaved(tasks, repeats, clock=clock)
+    fastest = min((name for name in seconds if name not in ours), key=seconds.__getitem__)
+    return {"seconds": seconds, "fastest_peer": fastest}, [seconds[name] / seconds[fastest] for name in ours]
 
 
 def machine() -> dict[str, Any]:

@@ -14,7 +14,7 @@ import normflows
 import pyro.distributions.transforms as pyro_transforms
 import torch
 import zuko
-from measure import RECORDS, clock_for, interleaved, write_record
+from measure import RECORDS, beside_peers, clock_for, write_record
 from torch import Tensor, nn
 
 from pyro_flows_vi import transforms as ours
@@ -189,17 +189,10 @@ def measure(family: str, dim: int, repeats: int, clock: Callable[[], float]) -> 
     x = torch.randn(BATCH, dim)
     competitors = FAMILIES[family][0](dim)
     competitors[TORCH] = by_torch(competitors[OURS][0])
-    seconds = interleaved({name: task(each, x) for name, each in competitors.items()}, repeats, clock=clock)
-    fastest = min((name for name in seconds if name not in (OURS, TORCH)), key=seconds.__getitem__)
+    tasks = {name: task(each, x) for name, each in competitors.items()}
+    found, (ratio, wrapped) = beside_peers(tasks, (OURS, TORCH), repeats, clock)
     gc.collect()
-    return {
-        "family": family,
-        "dim": dim,
-        "seconds": seconds,
-        "fastest_peer": fastest,
-        "ratio": seconds[OURS] / seconds[fastest],
-        "ratio_as_torch_transform": seconds[TORCH] / seconds[fastest],
-    }
+    return {"family": family, "dim": dim, **found, "ratio": ratio, "ratio_as_torch_transform": wrapped}
 
 
 def main() -> None:
