@@ -412,7 +412,7 @@ def test_long_runs_are_traced_from_the_first_step_and_short_ones_are_not(caplog:
     [
         ({"model": with_parameters}, "the model has parameters"),
         ({"model": noisy}, "draws random numbers"),
-        ({"flow": "iaf", "num_transforms": 40}, "so many calls of kernels"),
+        ({"flow": "iaf", "num_transforms": 40}, "so many more calls of kernels"),
     ],
 )
 def test_what_cannot_be_traced_goes_step_by_step(

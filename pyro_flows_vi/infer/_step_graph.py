@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Deadline", "Step", "Untraceable", "finish", "lift_draws", "put_in_place", "share_of_products"]
+__all__ = ["Limit", "Step", "Untraceable", "finish", "lift_draws", "put_in_place", "share_of_products"]
 
 #: takes the state, the controls, the tensors and the draws; changes the state in place and gives it back with a report
 Step = Callable[..., tuple[Sequence[Tensor], Tensor]]
@@ -60,19 +61,19 @@ def put_in_place(module: nn.Module, parameters: Sequence[Tensor], pieces: Sequen
             place[name] = parameter
 
 
-class Deadline(TorchDispatchMode):
-    """Ends a trace that takes too long, or becomes too long."""
+class Limit(TorchDispatchMode):
+    """Counts the calls of kernels, and ends a trace that takes too long or becomes too long."""
 
-    def __init__(self, deadline: float, calls: float) -> None:
+    def __init__(self, deadline: float = math.inf, most_calls: float = math.inf) -> None:
         super().__init__()
-        self.deadline, self.calls = deadline, calls
+        self.deadline, self.most_calls, self.calls = deadline, most_calls, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if time.perf_counter() > self.deadline:
             raise Untraceable("the trace takes longer than it can save")
-        self.calls -= 1
-        if self.calls < 0:
-            raise Untraceable("a step has so many calls of kernels that the trace would not pay")
+        self.calls += 1
+        if self.calls > self.most_calls:
+            raise Untraceable("a trace has so many more calls of kernels than a step that it would not pay")
         return func(*args, **(kwargs or {}))
 
 

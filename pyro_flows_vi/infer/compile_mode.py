@@ -22,8 +22,9 @@ MODES = ("trace", "inductor", "cudagraph")
 TRIAL = 12
 #: what a trace costs, in eager steps, and the share of each that it saves
 STEPS_OF_A_TRACE, SAVED_BY_TRACE = 100.0, 0.5
-#: expected steps from which on a trace is worth a try, and calls of kernels in a step beyond which it is given up
-LEAST_STEPS, MOST_CALLS = 300, 4000
+#: expected steps from which on a trace is worth a try; its calls of kernels over those of a step, beyond which it is
+#: given up; and more calls that do not matter
+LEAST_STEPS, MOST_CALLS, MORE_CALLS = 300, 1.5, 500
 #: seconds that the inductor takes for each second of the trace, and at the least
 INDUCTOR_PER_TRACE, INDUCTOR_LEAST = 50.0, 20.0
 #: the share that a compiler saves of a traced step, without the products of matrices in it
@@ -58,6 +59,9 @@ class Steps(Protocol):
 
     def prepare(self, deadline: float = ..., calls: float = ...) -> Step:
         """The step, unless it is not done by then, or has more calls of kernels."""
+
+    def count_calls(self) -> int:
+        """The calls of kernels in a step that is not traced."""
 
 
 class Work(Protocol):
@@ -168,7 +172,7 @@ class Driver:
             self._settle(f"only {expected} steps are expected")
             return
         try:
-            steps.prepare(calls=MOST_CALLS)
+            steps.prepare(calls=MOST_CALLS * steps.count_calls() + MORE_CALLS)
         except Exception as error:  # as below
             self._settle(f"there is no trace: {str(error).strip()[:200]}")
             return

@@ -15,7 +15,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_flows_vi.infer._step_graph import Deadline, Step, Untraceable, finish, lift_draws, share_of_products
+from pyro_flows_vi.infer._step_graph import Limit, Step, Untraceable, finish, lift_draws, share_of_products
 from pyro_flows_vi.infer._update import MOMENTS, update
 from pyro_flows_vi.infer._vectorise import FAILURES
 
@@ -136,22 +136,28 @@ class CompiledSteps(abc.ABC):
         Raises:
             Untraceable: if a trace fails, is not done at the time ``deadline``, or has more than so many ``calls``.
         """
-        tensors = self.example()
-        key = (*self.key(), *((t.shape, t.dtype, t.device) for t in tensors))
+        key = (*self.key(), *((t.shape, t.dtype, t.device) for t in self.example()))
         if key not in self._steps:
             self.traces += 1
-            with torch.no_grad():
-                state = self._gather()
-                control = torch.tensor(self.controls(1)[0], dtype=torch.float64).to(state[0].device)
-                inputs = (*state, control, *tensors)
+            inputs = self._inputs()
+            control = inputs[self._size]
             with torch.random.fork_rng([t for t in {control.device} if t.type == "cuda"]):
-                graph, draws = self._trace(inputs, Deadline(deadline, calls))
+                graph, draws = self._trace(inputs, Limit(deadline, calls))
                 inputs = (*inputs, *(draw() for draw in draws))
-                step = finish(graph, inputs, len(state), self.mode, without_python=self.flat)
+                step = finish(graph, inputs, self._size, self.mode, without_python=self.flat)
                 if self.mode == "trace" and not control.is_cuda:
                     self.products = share_of_products(graph, inputs)
             self._steps[key] = lambda *values: step(*values, *(draw() for draw in draws))
         return self._steps[key]
+
+    def count_calls(self) -> int:
+        """The calls of kernels in a step that is not traced, whose loops end as soon as they are done."""
+        self.before_trace()
+        before = self._buffers()
+        with torch.random.fork_rng(), torch.no_grad(), Limit() as limit:
+            self._step(*(value.clone() for value in self._inputs()))
+        _put_back(before)
+        return limit.calls
 
     def key(self) -> tuple[Any, ...]:
         """What else decides the shapes in a graph."""
@@ -159,10 +165,9 @@ class CompiledSteps(abc.ABC):
 
     # -- tracing -------------------------------------------------------------------------------------
 
-    def _trace(self, inputs: tuple[Tensor, ...], limit: Deadline) -> tuple[GraphModule, list[Callable[[], Tensor]]]:
+    def _trace(self, inputs: tuple[Tensor, ...], limit: Limit) -> tuple[GraphModule, list[Callable[[], Tensor]]]:
         self.before_trace()
-        buffers = [buffer for module in self.modules() for buffer in module.buffers()]
-        before = [(buffer, buffer._version, buffer.detach().clone()) for buffer in buffers]
+        before = self._buffers()
         try:
             # one mode for the shapes of all nodes: the tracer would make one for each, at a third of its time
             with tracing(TracingContext(FakeTensorMode())), limit:
@@ -174,10 +179,7 @@ class CompiledSteps(abc.ABC):
             said = "it goes on by values that it computes, such as whether a solver has converged"
             raise Untraceable(said if reads else str(error).strip().split("\n")[0]) from error
         finally:
-            # not every kernel that writes into a buffer counts that as a new version of it
-            changed = any(b._version != version or not torch.equal(b, value) for b, version, value in before)
-            for buffer, _, value in before if changed else ():
-                buffer.data.copy_(value)
+            changed = _put_back(before)
         if changed:
             raise Untraceable("a module keeps a state that a step changes")
         trained = {p.data_ptr() for p in self.parameters}
@@ -218,6 +220,18 @@ class CompiledSteps(abc.ABC):
         return [numbers]
 
     # -- the state -----------------------------------------------------------------------------------
+
+    def _inputs(self) -> tuple[Tensor, ...]:
+        """The state, the controls of the next step, and data of the right shapes."""
+        with torch.no_grad():
+            state = self._gather()
+            control = torch.tensor(self.controls(1)[0], dtype=torch.float64).to(state[0].device)
+            return (*state, control, *self.example())
+
+    def _buffers(self) -> list[tuple[Tensor, int, Tensor]]:
+        """The buffers of the modules, with their versions and their values."""
+        buffers = [buffer for module in self.modules() for buffer in module.buffers()]
+        return [(buffer, buffer._version, buffer.detach().clone()) for buffer in buffers]
 
     @property
     def _size(self) -> int:
@@ -273,3 +287,12 @@ class CompiledSteps(abc.ABC):
         names = MOMENTS[type(self.optimizer)]
         for p, count, pair in zip(self.parameters, each, zip(first, second, strict=True), strict=True):
             self.optimizer.state[p] = {"step": count, **dict(zip(names, pair, strict=True))}
+
+
+def _put_back(before: list[tuple[Tensor, int, Tensor]]) -> bool:
+    """Give buffers the values that they had; whether any had changed."""
+    # not every kernel that writes into a buffer counts that as a new version of it
+    changed = any(b._version != version or not torch.equal(b, value) for b, version, value in before)
+    for buffer, _, value in before if changed else ():
+        buffer.data.copy_(value)
+    return changed
