@@ -36,7 +36,7 @@ from pyro_flows_vi.infer import (
     linear_tempering,
     problems,
 )
-from pyro_flows_vi.infer._step_graph import put_in_place
+from pyro_flows_vi.infer._step_graph import Untraceable, put_in_place
 from pyro_flows_vi.infer.compile_mode import Driver, require_mode
 from pyro_flows_vi.infer.fit_steps import FitSteps, Outcome
 from pyro_flows_vi.infer.problems import FlowProblem
@@ -340,6 +340,11 @@ def test_fits_that_are_no_graph(
     assert message in line and "compile=False" in line
 
 
+def test_an_optimiser_of_some_parameters_moves_no_others() -> None:
+    with pytest.raises(ValueError, match="Adam has other parameters than those that are trained"):
+        training("trace", optimizer=lambda p: torch.optim.Adam(p[:2], lr=0.01))
+
+
 def not_reparametrised() -> Pair:
     def model() -> None:
         pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -424,6 +429,22 @@ def test_what_cannot_be_traced_goes_step_by_step(
     assert why in caplog.text and by_default[0].steps == 4
 
 
+def test_a_step_of_another_size_without_a_trace_is_taken_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare, plateau = FitSteps.prepare, Plateau(window=5, patience=1, drops=2)
+
+    def only_small_ones(self: FitSteps, *args: Any, **options: Any) -> Any:
+        if self.problem.num_particles > 256:
+            raise Untraceable("too large")
+        return prepare(self, *args, **options)
+
+    monkeypatch.setattr(compile_mode, "LEAST_STEPS", 3)
+    monkeypatch.setattr(FitSteps, "prepare", only_small_ones)
+    options: dict[str, Any] = {"num_particles": None, "plateau": plateau}
+    half = run(True, 60, **options)
+    require_same(half, run(False, 60, **options), 1e-6)
+    assert min(half[0].history["learning_rate"]) < max(half[0].history["learning_rate"])
+
+
 def test_a_fit_goes_on_from_a_checkpoint_in_its_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compile_mode, "LEAST_STEPS", 10)
     file, schedule = tmp_path / "fit.ckpt", {"schedule": lambda fraction: 1.0}
@@ -439,7 +460,10 @@ def test_a_script_that_cannot_be_made_is_run_as_a_graph(monkeypatch: pytest.Monk
         raise RuntimeError("not on this version of Python")
 
     script = run("trace")
-    monkeypatch.setattr(torch.jit, "trace", refuse)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.jit, "trace", refuse)
+        require_same(script, run("trace"))
+    monkeypatch.delattr(torch.jit, "optimized_execution")
     require_same(script, run("trace"))
 
 

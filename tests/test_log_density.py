@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import shutil
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -368,6 +370,31 @@ def test_values_that_are_drawn_are_not_held_by_a_graph() -> None:
 
     log_density, latent = LogDensity(model), torch.ones(1, 1)
     assert len({log_density.value_and_score(latent)[0].item() for _ in range(5)}) > 1
+
+
+def test_noise_of_numpy_and_states_of_a_model_are_not_held_by_a_graph() -> None:
+    data, runs = torch.arange(100.0), [0]
+
+    def minibatches() -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        rows = torch.as_tensor(np.random.choice(100, 3))
+        with pyro.plate("data", 100, subsample=rows):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=data[rows])
+
+    def without_effect_at_the_origin() -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        pyro.factor("noise", loc * random.random())
+
+    def annealed() -> None:
+        runs[0] += 1
+        with poutine.scale(scale=1.0 - 0.5 ** runs[0]):
+            pyro.sample("loc", dist.Normal(0.0, 1.0))
+
+    for model, latent in ((minibatches, 1.0), (without_effect_at_the_origin, 0.0), (annealed, 1.0)):
+        log_density = LogDensity(model)
+        log_density.value_and_score(torch.full((2, 1), latent))
+        assert not log_density.trace and log_density.vectorized
+        assert len({log_density.value_and_score(torch.ones(2, 1))[0][0].item() for _ in range(5)}) > 1
 
 
 HAS_COMPILER = any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++") if name)

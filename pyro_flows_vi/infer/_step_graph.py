@@ -165,8 +165,8 @@ def _interpreted(graph: GraphModule, inputs: tuple[Tensor, ...]) -> Callable[...
     TorchScript gets no new features, but nothing else runs a graph without Python and without a compiler. Where it
     is not to be had, the graph is run as it is.
     """
-    plainly: Callable[[bool], Any] = torch.jit.optimized_execution  # type: ignore[attr-defined]
     try:
+        plainly: Callable[[bool], Any] = torch.jit.optimized_execution  # type: ignore[attr-defined]
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # that it is deprecated, and what it cannot see in Python's numbers
             script = torch.jit.trace(graph, tuple(value.clone() for value in inputs), check_trace=False)

@@ -25,6 +25,8 @@ def refused_optimizer(optimizer: Optimizer, parameters: Sequence[Tensor]) -> str
     name = type(optimizer).__name__
     if type(optimizer) not in MOMENTS or len(optimizer.param_groups) > 1:
         return f"the optimiser is {name}, not one plain Adam or Adamax"
+    if {id(p) for p in optimizer.param_groups[0]["params"]} != {id(p) for p in parameters}:
+        return f"{name} has other parameters than those that are trained"
     if changed := [option for option in OTHERS if optimizer.param_groups[0].get(option)]:
         return f"of {name}'s options, {', '.join(changed)} is not in the graph"
     if len({(p.dtype, p.device) for p in parameters}) > 1:

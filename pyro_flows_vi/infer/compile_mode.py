@@ -114,15 +114,16 @@ class Driver:
         self.mode: str | bool = False
         self.steps: Steps | None = None
         self.undecided, self.hopeful = compile == "auto", compile is True
+        self.demanded = not (self.undecided or self.hopeful)
         self._seconds: list[float] = []
         self._tried: list[tuple[str | bool, Steps | None, float]] = []  # with the seconds of a step
         shared = "several processes share each step, and average its gradient midway" if work.ranks.size > 1 else None
         reason = None if compile is False else shared or work.refusal()
-        if reason is not None and not (self.undecided or self.hopeful):
+        if reason is not None and self.demanded:
             raise ValueError(f"compile={compile!r} cannot be had: {reason}; use compile='auto' or False")
         if reason is not None:
             self._settle(reason)
-        elif not (self.undecided or self.hopeful):
+        elif self.demanded:
             self._turn_to(compile)
 
     def run(self, most: int) -> list[Any]:
@@ -135,7 +136,11 @@ class Driver:
         try:
             outcomes = [self.work.eager_step()] if self.steps is None else self.steps.run(most)
         except Untraceable as error:
-            raise ValueError(f"compile={self.mode!r} cannot be had: {error}; use compile='auto' or False") from error
+            if self.demanded:
+                said = f"compile={self.mode!r} cannot be had: {error}; use compile='auto' or False"
+                raise ValueError(said) from error
+            self._settle(f"there is no trace of a step of this size: {error}", (False, None, 0.0))
+            outcomes = [self.work.eager_step()]
         if self.undecided:
             self._seconds += [(time.perf_counter() - began) / len(outcomes)] * len(outcomes)
         return outcomes

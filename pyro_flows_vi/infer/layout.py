@@ -23,6 +23,7 @@ __all__ = [
     "init_or_origin",
     "is_deterministic",
     "is_latent",
+    "is_observation",
     "read_layout",
     "require_same_layout",
     "trace_model",
@@ -127,6 +128,11 @@ def is_deterministic(site: Any) -> bool:
     return site["type"] == "sample" and bool(site["infer"].get("_deterministic"))
 
 
+def is_observation(site: Any) -> bool:
+    """Whether a site of a trace is data."""
+    return site["type"] == "sample" and site["is_observed"] and not is_deterministic(site)
+
+
 def read_layout(trace: poutine.Trace) -> Layout:
     """The latent sites of a trace of a model.
 
@@ -138,7 +144,7 @@ def read_layout(trace: poutine.Trace) -> Layout:
     start = 0
     msg: Any
     for name, msg in trace.nodes.items():
-        if msg["type"] == "sample" and msg["is_observed"] and not is_deterministic(msg):
+        if is_observation(msg):
             _require_numbers(name, msg["value"])
         if not is_latent(msg):
             continue

@@ -25,6 +25,7 @@ from pyro_flows_vi.infer.layout import (
     init_or_origin,
     is_deterministic,
     is_latent,
+    is_observation,
     read_layout,
     trace_model,
 )
@@ -46,8 +47,9 @@ class LogDensity:
 
     A model that cannot be vectorised (its Python code branches on a latent value, say) is run once per particle,
     with one warning. A model with learnable parameters of its own (``pyro.param``) is vectorised but not traced, so
-    that gradients reach them. The graph of one whose Python code reads values of its data holds for these data: with
-    others it runs without a graph. At a particle where a matrix has no Cholesky factor the density is NaN.
+    that gradients reach them; nor is one with noise of NumPy or a state of its own. The graph of one whose Python code
+    reads values of its data holds for these data: with others it runs without a graph. At a particle where a matrix has
+    no Cholesky factor the density is NaN.
 
     Args:
         model: any Pyro model with continuous latents and a structure that does not change.
@@ -81,7 +83,7 @@ class LogDensity:
         first = trace_model(model, args, kwargs)
         self.layout: Layout = read_layout(first)
         self._require_same_sites(trace_model(model, args, kwargs))
-        values = [cast(Any, site)["value"] for site in first.nodes.values() if site["type"] == "param"]
+        values: list[Any] = [site["value"] for site in first.nodes.values() if site["type"] == "param"]
         self._parameters = [p.unconstrained() if hasattr(p, "unconstrained") else p for p in values]
         self.has_parameters = any(p.requires_grad for p in self._parameters)
         self.trace = trace and not self.has_parameters
@@ -145,7 +147,7 @@ class LogDensity:
 
     def constrain(self, latent: Tensor) -> dict[str, Tensor]:
         """The values of latent and deterministic sites at ``(n, D)``, each ``(n, *shape)``."""
-        return self._per_particle(latent, lambda run: {k: v["value"] for k, v in run.items() if not _observed(v)})
+        return self._per_particle(latent, lambda run: {k: v["value"] for k, v in run.items() if not is_observation(v)})
 
     def log_likelihood(self, latent: Tensor) -> dict[str, Tensor]:
         """The pointwise log-likelihoods of the observed sites at ``(n, D)``, each ``(n, *batch_shape)``.
@@ -156,7 +158,7 @@ class LogDensity:
         def pointwise(site: Any) -> Tensor:
             return scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
 
-        return self._per_particle(latent, lambda run: {k: pointwise(v) for k, v in run.items() if _observed(v)})
+        return self._per_particle(latent, lambda run: {k: pointwise(v) for k, v in run.items() if is_observation(v)})
 
     def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
         """The flat vector ``(D,)`` of constrained values, one for each latent site.
@@ -175,9 +177,8 @@ class LogDensity:
 
     def initial(self, init_loc_fn: Callable[..., Any] = init_to_median) -> Tensor:
         """A flat vector ``(D,)`` that one of Pyro's init functions chooses."""
-        return self._flat(
-            trace_model(InitMessenger(init_or_origin(init_loc_fn))(self.model), *self._arguments(self.leaves))
-        )
+        started = InitMessenger(init_or_origin(init_loc_fn))(self.model)
+        return self._flat(trace_model(started, *self._arguments(self.leaves)))
 
     def blame(self, latent: Tensor) -> list[str]:
         """The sites whose log density at ``(D,)`` is not finite, to be named in an error."""
@@ -188,8 +189,7 @@ class LogDensity:
 
     def _flat(self, run: poutine.Trace) -> Tensor:
         sites: list[Any] = [run.nodes[site.name] for site in self.layout]
-        parts = [biject_to(site["fn"].support).inv(site["value"]).reshape(-1) for site in sites]
-        return torch.cat(parts).detach()
+        return torch.cat([biject_to(s["fn"].support).inv(s["value"]).reshape(-1) for s in sites]).detach()
 
     # -- one particle --------------------------------------------------------------------------------
 
@@ -230,8 +230,8 @@ class LogDensity:
     def _per_particle(self, latent: Tensor, read: Callable[[dict[str, Any]], dict[str, Tensor]]) -> dict[str, Tensor]:
         def one(row: Tensor) -> dict[str, Tensor]:
             with OwnNoise(), pyro.validation_enabled(False):
-                nodes = self._run(row, self.leaves)[0].nodes
-                return read({k: v for k, v in nodes.items() if is_latent(v) or is_deterministic(v) or _observed(v)})
+                run = self._run(row, self.leaves)[0].nodes
+                return read({k: v for k, v in run.items() if is_latent(v) or is_deterministic(v) or is_observation(v)})
 
         self._require_flat(latent)
         with torch.no_grad():
@@ -246,13 +246,18 @@ class LogDensity:
         key = (latent.shape, latent.dtype, latent.device, *kinds)
         if key not in self._graphs:
             if not self._graphs:
-                with torch.no_grad():
-                    self._untraced(latent[:2])  # finds out whether, and in which words, the model can be vectorised
-            graph = self._traced(latent, tensors) if self.vectorized else None
-            if graph is None:
-                return None, tensors
-            self._graphs[key] = graph
-        return self._graphs[key], tensors
+                self.trace = self.trace and self._repeats(torch.cat([latent[:1], latent[:1] + 0.1]))
+            graph = self._traced(latent, tensors) if self.vectorized and self.trace else None
+            if graph is not None:
+                self._graphs[key] = graph
+        return self._graphs.get(key), tensors
+
+    def _repeats(self, latent: Tensor) -> bool:
+        """Whether a second run gives the same, other than with noise of NumPy or a state of the model's own."""
+        with torch.no_grad(), torch.random.fork_rng():
+            first = self._untraced(latent)
+        with torch.no_grad():
+            return torch.allclose(first, self._untraced(latent), rtol=1e-5, atol=1e-5, equal_nan=True)
 
     def _traced(self, latent: Tensor, tensors: list[Tensor]) -> Callable[..., tuple[Tensor, Tensor]] | None:
         def value_and_score(latent: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,8 +272,7 @@ class LogDensity:
         except LinAlgError:
             return None
         except FAILURES:
-            # Not the vectorised run failed but the graph: Python code reads values, ``int(counts.sum())``. If they
-            # are those of the data, a graph can hold them for as long as the data stay the same.
+            # Python code reads values, ``int(counts.sum())``: a graph can hold those of data that stay the same.
             self.trace = not self._particles.reads
             self._particles.reads = True
             return self._traced(latent, tensors) if self.trace else None
@@ -287,10 +291,6 @@ class LogDensity:
                 f"the model's structure changes: in two runs, {', '.join(map(repr, changed))} had the "
                 f"shapes {[s.get(changed[0], 'absent') for s in shapes]}; expected the same latent sites each time"
             )
-
-
-def _observed(site: Any) -> bool:
-    return site["type"] == "sample" and site["is_observed"] and not is_deterministic(site)
 
 
 def _mark(leaf: Any) -> Any:
