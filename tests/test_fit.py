@@ -6,6 +6,7 @@ import math
 import os
 import random
 import signal
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -452,7 +453,9 @@ def test_an_unknown_start() -> None:
         small_fit(make_guide(), 1, start="mode")
 
 
-def test_particles_double_where_the_step_size_falls_unless_they_were_asked_for(tmp_path: Path) -> None:
+def test_particles_double_where_the_step_size_falls_unless_they_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def counts(**options: Any) -> list[int]:
         seen: list[int] = []
 
@@ -472,3 +475,22 @@ def test_particles_double_where_the_step_size_falls_unless_they_were_asked_for(t
     assert first + counts(num_particles=None, checkpoint=file, resume=True) == seen
     assert set(counts(num_particles=8)) == {8}
     assert set(counts(num_particles=None, compile="auto", max_steps=16)) == {256}
+    monkeypatch.setattr(sys.modules["pyro_flows_vi.infer.fit"], "LARGE", 4 * 256 * (X.numel() + Y.numel()) - 1)
+    assert set(counts(num_particles=None, max_steps=16)) == {256}  # the data are large
+
+
+def test_parameters_that_the_optimiser_does_not_have_stay_and_gather_no_gradients() -> None:
+    def some(parameters: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters[:2], lr=0.01)
+
+    guides = [make_guide(), make_guide(), make_guide()]
+    for guide, steps in zip(guides, (3, 3, 1), strict=True):
+        small_fit(guide, steps, optimizer=some, clip_norm=0.01, schedule=lambda fraction: 1.0)
+    before, *rest = (list(guide.parameters()) for guide in (make_guide(), *guides))
+    assert same(guides[0], guides[1])
+    for parameters in rest:
+        assert all(torch.equal(p, q) for p, q in zip(parameters[2:], before[2:], strict=True))
+    once = [p.grad.norm() for p in guides[2].parameters() if p.grad is not None]
+    thrice = [p.grad.norm() for p in guides[0].parameters() if p.grad is not None]
+    # gathered over three steps they would be three times as long
+    assert float(torch.stack(thrice).norm()) < 2.0 * float(torch.stack(once).norm())

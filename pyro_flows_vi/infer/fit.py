@@ -28,6 +28,8 @@ from pyro_flows_vi.transforms._door import positive
 __all__ = ["fit"]
 
 STARTS = ("gaussian", "laplace", "guide")
+#: draws times numbers in the data up to which particles grow: memory for a few arrays of that size is always there
+LARGE = 1 << 25
 
 
 def fit(
@@ -78,7 +80,8 @@ def fit(
         objective: one of :mod:`pyro_flows_vi.infer.objectives`; by default the path gradient, or the plain
             ELBO of flows whose log-determinant is an estimate.
         num_particles: draws in a step; by default 256 for up to 64 latents and 128 beyond, which double when the step
-            size falls, up to four times as many, unless ``compile`` makes code for one number; 16 of other guides.
+            size falls, up to four times as many, unless the data are large or ``compile`` makes code for one number;
+            16 of other guides.
         max_steps: steps of the second stage at most.
         learning_rate: the first step size of Adam; by default 0.3 for flow guides with networks, in whose units a step
             of an output is at most that large, 0.03 for other flow guides, and 0.01 for other guides.
@@ -229,6 +232,8 @@ def _prepare(
     if objective is None and guide.transform.exact_log_det:
         objective = PathELBO()
     particles = num_particles or (256 if log_density.latent_dim <= 64 else 128)
+    numbers = sum(leaf.numel() for leaf in log_density.leaves if isinstance(leaf, Tensor))
+    growing = growing and FlowProblem.GROWTH * particles * numbers <= LARGE
     return Training(FlowProblem(guide, log_density, objective, particles, tempering, growing, ranks)), restart_elbos
 
 

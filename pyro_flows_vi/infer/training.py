@@ -70,7 +70,8 @@ class Training:
     def eager_step(self) -> Outcome:
         """One step of the optimiser, unless the loss or its gradient is not finite."""
         self.set_rates(self.rate_factor(self.step))
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:  # also those that the optimiser does not have, which count in the norm
+            parameter.grad = None
         with self.problem.share as share:
             estimate = self.problem.estimate(self.step / self.max_steps)
             estimate.loss.backward()
