@@ -417,7 +417,6 @@ def test_long_runs_are_traced_from_the_first_step_and_short_ones_are_not(caplog:
     [
         ({"model": with_parameters}, "the model has parameters"),
         ({"model": noisy}, "draws random numbers"),
-        ({"flow": "iaf", "num_transforms": 40}, "so many more calls of kernels"),
     ],
 )
 def test_what_cannot_be_traced_goes_step_by_step(
@@ -443,6 +442,21 @@ def test_a_step_of_another_size_without_a_trace_is_taken_by_itself(monkeypatch: 
     half = run(True, 60, **options)
     require_same(half, run(False, 60, **options), 1e-6)
     assert min(half[0].history["learning_rate"]) < max(half[0].history["learning_rate"])
+
+
+def test_a_trace_of_many_more_calls_than_a_step_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compile_mode, "LEAST_STEPS", 3)
+    eager = run(False, 4)
+    for most, mode in ((2.0, "'trace'"), (0.5, "False")):
+        monkeypatch.setattr(compile_mode, "MOST_CALLS", most)
+        monkeypatch.setattr(compile_mode, "MORE_CALLS", 0)
+        caplog.clear()
+        with caplog.at_level(logging.INFO, LOGGER):
+            require_same(run(True, 4), eager)
+        assert f"compile={mode}" in caplog.text
+    assert "so many more calls of kernels" in caplog.text
 
 
 def test_a_fit_goes_on_from_a_checkpoint_in_its_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
