@@ -269,10 +269,10 @@ def main() -> None:
             repeats = 3 if options.quick else max(3, options.repeats // (3 if dim > 8 else 1))
             row = measure(family, dim, repeats, clock)
             rows.append(row)
+            write_record(options.out, {"batch": BATCH, "transforms": STEPS, "clock": clock.__name__, "rows": rows})
             times = ", ".join(f"{name} {1e3 * value:.3g} ms" for name, value in row["seconds"].items())
             print(f"{family:20} {dim:4} {row['ratio']:6.2f} x {row['fastest_peer']:10} {times}", flush=True)
     print(f"median ratio {statistics.median(row['ratio'] for row in rows):.2f}")
-    write_record(options.out, {"batch": BATCH, "transforms": STEPS, "clock": clock.__name__, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -154,6 +154,7 @@ def main() -> None:
                 continue
             row = measure(family, dim, 1 if options.quick else turns, clock)
             rows.append(row)
+            write_record(options.out, {"batch": BATCH, "clock": clock.__name__, "rows": rows})
             faster = ", ".join(f"{ratio:.1f} x {name}" for name, ratio in row["times_faster"].items())
             times = ", ".join(f"{name} {1e3 * value:.3g} ms" for name, value in row["seconds"].items())
             print(
@@ -161,7 +162,6 @@ def main() -> None:
                 f"float32 {row['single_precision']:.1e} | {times}",
                 flush=True,
             )
-    write_record(options.out, {"batch": BATCH, "clock": clock.__name__, "rows": rows})
 
 
 if __name__ == "__main__":
