@@ -34,6 +34,7 @@ class Autoregressive(Flow):
         ValueError: for a ``map`` that is none.
 
     Example:
+        >>> import torch
         >>> from pyro_flows_vi.transforms.elementwise import QuadraticSpline
         >>> flow = Autoregressive(3, map=QuadraticSpline(bins=4))
         >>> flow.inv(flow(torch.zeros(5, 3))).shape
