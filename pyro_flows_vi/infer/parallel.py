@@ -30,7 +30,7 @@ from pyro_flows_vi.infer.interruption import Interruption
 
 __all__ = ["Ranks", "Share", "digest", "join", "launched"]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Ranks:
@@ -64,7 +64,7 @@ class Ranks:
             torch.distributed.all_reduce(values)
         return values
 
-    def from_first(self, function: Callable[[], T]) -> T:
+    def from_first(self, function: Callable[[], _T]) -> _T:
         """What ``function`` gives in the first process, or its ValueError or OSError, in all of them."""
         if self.size == 1:
             return function()
@@ -77,12 +77,12 @@ class Ranks:
         torch.distributed.broadcast_object_list(box, src=0)
         if box[1] is not None:
             raise box[1]
-        result: T = box[0]
+        result: _T = box[0]
         return result
 
-    def after_first(self, function: Callable[[], T]) -> T:
+    def after_first(self, function: Callable[[], _T]) -> _T:
         """What ``function`` gives, called in the first process before the others: a download, say."""
-        found: list[T] = []
+        found: list[_T] = []
         self.from_first(lambda: found.append(function()))
         return found[0] if found else function()
 
