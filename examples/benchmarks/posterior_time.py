@@ -3,9 +3,9 @@
     python -m examples.benchmarks.posterior_time                # docs/records/benchmarks/posterior_time.json
 
 All times are wall-clock seconds of one thread, one after the other, with tracing and compilation. Ours is
-``fit(model, AutoFlow(model), *args)``. Pyro's guide is trained as in ``peers.py``, and after its steps at the last rate; its ELBO is estimated every hundred
-steps, off the clock, until it is within ``TOLERANCE`` nats of ours or a multiple of our time is over. The errors are
-those of the accuracy table: the worst over all scalars against the reference runs.
+``fit(model, AutoFlow(model), *args)``. Pyro's guide is trained as in ``peers.py``, and on at the last step size; its
+ELBO is estimated every hundred steps, off the clock, until it is within ``TOLERANCE`` nats of ours or a multiple of
+our time is over. The errors are those of the accuracy table: the worst over all scalars against the reference runs.
 """
 
 from __future__ import annotations
