@@ -62,6 +62,8 @@ def options(draw: st.DrawFn, name: str, input_dim: int) -> dict[str, Any]:
             drawn[option] = draw(values)
     if drawn.get("shape"):
         drawn["shape"] = draw(st.permutations([input_dim, 1, 1]).map(tuple))
+    if drawn.get("given"):
+        drawn["given"] = sorted({i % input_dim for i in drawn["given"]})[: input_dim - 1]
     if drawn.get("rank"):
         drawn["rank"] = min(drawn["rank"], input_dim)
     if drawn.get("depth", 1) > 1:

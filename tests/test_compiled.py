@@ -459,6 +459,21 @@ def test_a_trace_of_many_more_calls_than_a_step_is_given_up(
     assert "so many more calls of kernels" in caplog.text
 
 
+def test_a_step_is_counted_with_loops_that_end_when_they_are_done_and_a_trace_with_whole_ones() -> None:
+    def wide() -> None:
+        pyro.sample("x", dist.Normal(torch.zeros(40), 1.0).to_event(1))
+
+    guide = AutoFlow(wide, "iaf", 1, hidden_dims=[40]).setup()
+    result = Training(FlowProblem(guide, LogDensity(wide), PathELBO(), 4, None))
+    result.configure(None, None, None, 10.0, Plateau(), 300, 5)
+    steps, state = result.compiled_steps("trace"), torch.get_rng_state()
+    calls = steps.count_calls()  # near the identity the score takes few rounds, and 40 at most
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(Untraceable, match="so many more calls"):
+        steps.prepare(calls=2 * calls)
+    steps.prepare()
+
+
 def test_a_fit_goes_on_from_a_checkpoint_in_its_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compile_mode, "LEAST_STEPS", 10)
     file, schedule = tmp_path / "fit.ckpt", {"schedule": lambda fraction: 1.0}

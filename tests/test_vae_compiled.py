@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +15,25 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
+from watched import DIGITS, Change, Watched
 
-from pyro_flows_vi import datasets
 from pyro_flows_vi.cli import main
 from pyro_flows_vi.infer import compile_mode, compiled
 from pyro_flows_vi.vae import VAE, FlowPosterior, History, TrainingInterrupted, build_vae, protocol, row, train
 from pyro_flows_vi.vae.compiled import VAESteps
 from pyro_flows_vi.vae.trainer import Trainer
 
-DIGITS = datasets.load("digits")
 LOGGER = "pyro_flows_vi.infer.compile_mode"
 
 
-class Watched:
-    """Digits in 190 rows: three whole minibatches of 50 in an epoch, and one of 40."""
-
-    def __init__(self, change: Callable[[int, Tensor], Tensor | None] = lambda k, x: None) -> None:
-        self.data = dataclasses.replace(DIGITS, train=DIGITS.train[:190], validation=DIGITS.validation[:50])
-        self.train, self.validation = self.data.train, self.data.validation
-        self.change, self.count = change, 0
-
-    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        for x in self.data.batches(batch_size, generator):
-            self.count += 1
-            changed = self.change(self.count, x)
-            yield x if changed is None else changed
+#: three whole minibatches of 50 in an epoch, and one of 40
+ROWS = 190
 
 
 def run(
     mode: str | bool,
     name: str = "none",
-    change: Callable[[int, Tensor], Tensor | None] = lambda k, x: None,
+    change: Change = lambda k, x: None,
     vae: VAE | None = None,
     checkpoint: Path | None = None,
     resume: bool = False,
@@ -56,7 +43,7 @@ def run(
     settings = protocol("demo", **{**small, **overrides})
     vae = vae or build_vae(settings, row(name), (8, 8), seed=0)
     options: dict[str, Any] = {"checkpoint": checkpoint, "resume": resume, "seed": 1}
-    history = train(vae, Watched(change), settings, device="cpu", compile=mode, progress=False, **options)
+    history = train(vae, Watched(change, ROWS), settings, device="cpu", compile=mode, progress=False, **options)
     return history, vae.state_dict()
 
 

@@ -6,15 +6,15 @@ import dataclasses
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from watched import Watched
 
-from pyro_flows_vi import datasets
 from pyro_flows_vi.vae import (
     VAE,
     History,
@@ -26,24 +26,6 @@ from pyro_flows_vi.vae import (
     row,
     train,
 )
-
-DIGITS = datasets.load("digits")
-Change = Callable[[int, Tensor], Tensor | None]
-
-
-class Watched:
-    """Digits in few rows, with something done to each minibatch."""
-
-    def __init__(self, change: Callable[[int, Tensor], Tensor | None] = lambda k, x: None, rows: int = 200) -> None:
-        self.data = dataclasses.replace(DIGITS, train=DIGITS.train[:rows], validation=DIGITS.validation[:50])
-        self.train, self.validation = self.data.train, self.data.validation
-        self.change, self.count = change, 0
-
-    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        for x in self.data.batches(batch_size, generator):
-            self.count += 1
-            changed = self.change(self.count, x)
-            yield x if changed is None else changed
 
 
 def settings(**overrides: Any) -> Protocol:

@@ -20,7 +20,8 @@ NUM_DRAWS = 20_000
 Outcome = tuple[dict[str, Tensor], Tensor, dict[str, Any]]
 
 
-def _pyro_guides(feasible: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+def pyro_guides(feasible: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """The guides of Pyro by name, each to be made for a model; ``feasible`` says where they start."""
     from pyro.distributions.transforms import block_autoregressive, iterated
     from pyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNormal, AutoNormalizingFlow
 
@@ -34,6 +35,13 @@ def _pyro_guides(feasible: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
     }
 
 
+def pyro_optimizer() -> Any:
+    """Adam whose step size is the last one after ``STEPS``."""
+    from pyro.optim import ClippedAdam
+
+    return ClippedAdam({"lr": FIRST_RATE, "lrd": (LAST_RATE / FIRST_RATE) ** (1 / STEPS)})
+
+
 NUMPYRO = ("numpyro-AutoIAFNormal", "numpyro-AutoBNAFNormal")
 METHODS = ("AutoNormal", "AutoMultivariateNormal", "AutoIAFNormal", "AutoNormalizingFlow-bnaf", *NUMPYRO)
 
@@ -44,21 +52,20 @@ def run_peer(posterior: Any, method: str, seed: int, feasible: Callable[..., Any
         raise ValueError(f"expected a method among ours, {', '.join(METHODS)}; got {method!r}")
     if method in NUMPYRO:
         return _run_numpyro(posterior, method.removeprefix("numpyro-"), seed)
-    return _run_pyro(posterior, _pyro_guides(feasible)[method], seed)
+    return _run_pyro(posterior, pyro_guides(feasible)[method], seed)
 
 
 def _run_pyro(posterior: Any, make_guide: Callable[..., Any], seed: int) -> Outcome:
     import pyro
     from pyro import poutine
     from pyro.infer import SVI, Trace_ELBO
-    from pyro.optim import ClippedAdam
 
     from pyro_flows_vi.infer import diagnose, draw_weighted
 
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     guide = make_guide(posterior.model)
-    optimizer = ClippedAdam({"lr": FIRST_RATE, "lrd": (LAST_RATE / FIRST_RATE) ** (1 / STEPS)})
+    optimizer = pyro_optimizer()
     elbo, particles = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True), PARTICLES
     try:
         with poutine.block():

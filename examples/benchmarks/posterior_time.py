@@ -57,18 +57,17 @@ def pyro_iaf(name: str, seed: int, target: float, limit: float) -> dict[str, Any
     """Pyro's guide, until its ELBO reaches the target or its seconds the limit."""
     import pyro
     from pyro.infer import SVI, Trace_ELBO
-    from pyro.optim import ClippedAdam
 
     from pyro_flows_vi.infer import draw_weighted
 
-    from .peers import FIRST_RATE, LAST_RATE, PARTICLES, STEPS, _pyro_guides
+    from .peers import PARTICLES, STEPS, pyro_guides, pyro_optimizer
 
     posterior = SUITE[name]
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     began, seconds, steps, elbo = time.perf_counter(), 0.0, 0, float("-inf")
-    guide = _pyro_guides(feasible)["AutoIAFNormal"](posterior.model)
-    optimizer = ClippedAdam({"lr": FIRST_RATE, "lrd": (LAST_RATE / FIRST_RATE) ** (1 / STEPS)})
+    guide = pyro_guides(feasible)["AutoIAFNormal"](posterior.model)
+    optimizer = pyro_optimizer()
     estimator = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True)
     svi = SVI(posterior.model, guide, optimizer, estimator)
     while seconds < limit and elbo < target:

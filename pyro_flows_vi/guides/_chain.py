@@ -10,7 +10,7 @@ from pyro_flows_vi.guides._steps import even_out
 from pyro_flows_vi.infer.layout import Layout
 from pyro_flows_vi.transforms.base import Flow
 
-__all__ = ["default_depth", "has_parents", "make_chain"]
+__all__ = ["default_depth", "make_chain", "takes_parents"]
 
 #: steps of a chain where the user names none; other families take four
 DEPTHS = {"realnvp": 8, "nice": 8, "planar": 16, "radial": 16, "sylvester": 4, "iaf": 2, "naf": 2, "ddsf": 2, "bnaf": 1}
@@ -18,7 +18,7 @@ DEPTHS = {"realnvp": 8, "nice": 8, "planar": 16, "radial": 16, "sylvester": 4, "
 WITH_PARENTS = 5
 
 
-def has_parents(name: str) -> bool:
+def takes_parents(name: str) -> bool:
     """Whether the steps of a family can be told which coordinates are the parents of the rest."""
     return "given" in flows.options(name)
 

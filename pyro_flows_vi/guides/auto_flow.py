@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_flows_vi import flows
-from pyro_flows_vi.guides._chain import default_depth, has_parents, make_chain
+from pyro_flows_vi.guides._chain import default_depth, make_chain, takes_parents
 from pyro_flows_vi.guides._draws import log_normal, symmetric_draws
 from pyro_flows_vi.guides._model import HoldsModel, forget_arguments
 from pyro_flows_vi.guides._runs import (
@@ -140,7 +140,7 @@ class AutoFlow(HoldsModel, AutoContinuous):
         supports = {site.name: self._nodes()[site.name]["fn"].support for site in self.layout}
         self._has_moving_supports = supports_move(supports, parts, self._bare(), args, kwargs)
         dense = self.latent_dim <= DENSE_UP_TO if self.dense is None else self.dense
-        parents = find_parents(parts, self._bare(), args, kwargs) if has_parents(self.flow_name) else []
+        parents = find_parents(parts, self._bare(), args, kwargs) if takes_parents(self.flow_name) else []
         chain = make_chain(self.flow_name, self.layout, parents, self.num_transforms, self.flow_options)
         affine = Affine(self.latent_dim, torch.zeros_like(loc), self.init_scale, dense, tails=True).to(loc)
         affine.frame_loc.copy_(loc)  # around which the tails are bent

@@ -64,6 +64,8 @@ def put_in_place(module: nn.Module, parameters: Sequence[Tensor], pieces: Sequen
 class Limit(TorchDispatchMode):
     """Counts the calls of kernels, and ends a trace that takes too long or becomes too long."""
 
+    only_counts = True  # so that a step that is not traced goes on by its values under it too
+
     def __init__(self, deadline: float = math.inf, most_calls: float = math.inf) -> None:
         super().__init__()
         self.deadline, self.most_calls, self.calls = deadline, most_calls, 0

@@ -154,9 +154,11 @@ class CompiledSteps(abc.ABC):
         """The calls of kernels in a step that is not traced, whose loops end as soon as they are done."""
         self.before_trace()
         before = self._buffers()
-        with torch.random.fork_rng(), torch.no_grad(), Limit() as limit:
-            self._step(*(value.clone() for value in self._inputs()))
-        _put_back(before)
+        try:
+            with torch.random.fork_rng(), torch.no_grad(), Limit() as limit:
+                self._step(*(value.clone() for value in self._inputs()))
+        finally:
+            _put_back(before)
         return limit.calls
 
     def key(self) -> tuple[Any, ...]:

@@ -30,7 +30,7 @@ from pyro_flows_vi.infer.layout import (
     trace_model,
 )
 from pyro_flows_vi.infer.repeat import OwnNoise
-from pyro_flows_vi.transforms._door import is_traced
+from pyro_flows_vi.numerics.tracing import is_traced
 
 __all__ = ["LogDensity"]
 

@@ -16,7 +16,7 @@ from pyro_flows_vi.numerics.tracing import is_traced
 if TYPE_CHECKING:
     from pyro_flows_vi.transforms.base import Flow
 
-__all__ = ["blame_parameters", "checked", "is_traced", "positive", "require_finite", "require_finite_parameters"]
+__all__ = ["blame_parameters", "checked", "positive", "require_finite", "require_finite_parameters"]
 
 Pair = tuple[Tensor, Tensor]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pyro_flows_vi.transforms._door import is_traced
+from pyro_flows_vi.numerics.tracing import is_traced
 
 if TYPE_CHECKING:
     from pyro_flows_vi.transforms.base import Flow

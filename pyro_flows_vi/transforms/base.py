@@ -12,7 +12,8 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_flows_vi.transforms._door import blame_parameters, checked, is_traced, positive, require_finite
+from pyro_flows_vi.numerics.tracing import is_traced
+from pyro_flows_vi.transforms._door import blame_parameters, checked, positive, require_finite
 from pyro_flows_vi.transforms._memo import Memo
 from pyro_flows_vi.transforms._score import score_by_inverse
 
@@ -146,10 +147,8 @@ class Flow(ConditionalTransform, TransformModule):
         return torch.Size(shape)
 
     def _remember(self, x: Tensor, y: Tensor, log_det: Tensor, handle: Tensor) -> None:
-        if is_traced(handle) or handle.is_inference():
-            self._memo = None
-        else:
-            self._memo = Memo(self, x, y, log_det, handle)
+        fleeting = is_traced(handle) or handle.is_inference()
+        self._memo = None if fleeting else Memo(self, x, y, log_det, handle)
 
     def _recall(self, x: Tensor | None = None, y: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
         memo = self._memo

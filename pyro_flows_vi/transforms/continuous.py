@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pyro_flows_vi.nets.velocity import VelocityNet, divergence
 from pyro_flows_vi.numerics.ode import Solver, solve_adaptive, solve_rk4
-from pyro_flows_vi.transforms._door import checked, is_traced, positive
+from pyro_flows_vi.numerics.tracing import is_traced
+from pyro_flows_vi.transforms._door import checked, positive
 from pyro_flows_vi.transforms.base import Flow
 
 __all__ = ["Continuous", "Energies", "regularisation"]

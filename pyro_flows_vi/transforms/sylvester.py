@@ -13,7 +13,8 @@ from pyro_flows_vi.nets.parameters import ParameterNet
 from pyro_flows_vi.numerics.linear import compact_form, matvec, reflect, vecmat
 from pyro_flows_vi.numerics.roots import solve_tanh
 from pyro_flows_vi.numerics.stable import slope_from
-from pyro_flows_vi.transforms._door import is_traced, positive
+from pyro_flows_vi.numerics.tracing import is_traced
+from pyro_flows_vi.transforms._door import positive
 from pyro_flows_vi.transforms.base import Flow
 
 __all__ = ["Sylvester", "conditional_sylvester", "sylvester"]
@@ -146,10 +147,8 @@ class Sylvester(Flow):
             target = onto - matvec(p["upper"], tanh)
             v = target - p["outer"] * tanh
             before = matvec(p["lower"].mT, v) + p["b"]
-            last, tanh = (
-                tanh,
-                torch.tanh(solve_tanh(torch.addcmul(before, p["inner"].expand(onto.shape), target), gain)),
-            )
+            last = tanh
+            tanh = torch.tanh(solve_tanh(torch.addcmul(before, p["inner"].expand(onto.shape), target), gain))
             if bool((tanh - last).abs().max() <= tolerance):
                 return tanh
         return None

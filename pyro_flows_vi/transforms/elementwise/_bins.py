@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_flows_vi.transforms._door import is_traced
+from pyro_flows_vi.numerics.tracing import is_traced
 
 __all__ = ["below", "find", "find_share", "share_at", "shares", "take"]
 
