@@ -18,8 +18,9 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoNormal
-from test_vae_training import DIGITS, Watched, fresh, interrupt_at, settings, without_clock
+from test_vae_training import fresh, interrupt_at, settings, without_clock
 from torch import Tensor
+from watched import DIGITS, Watched
 
 from pyro_flows_vi.guides import AutoFlow
 from pyro_flows_vi.infer import ELBO, IWELBO, DReG, LogDensity, PathELBO, Plateau, Renyi, fit, problems

@@ -40,6 +40,7 @@ class Householder(Flow):
     ) -> None:
         super().__init__(input_dim, context_dim)
         pairs = torch.randn(-(-positive("num_reflections", num_reflections) // 2), input_dim)
+        pairs *= input_dim**0.5 / pairs.norm(dim=-1, keepdim=True)  # beside a short one the noise would be a turn
         v = pairs.repeat_interleave(2, dim=0)[:num_reflections]
         self.params = ParameterNet({"v": v + 0.01 * torch.randn_like(v)}, context_dim, hidden_dims)
         self.num_reflections = num_reflections

@@ -59,7 +59,7 @@ class NeuralAutoregressive(Flow):
 
     fast_inverse = False
     triangular = True
-    #: half the range of the initial shifts b: enough that no two units get the same gradient
+    #: half the range of the initial shifts b, or of log a: enough that no two units get the same gradient
     initial_spread = 0.5
 
     def __init__(
@@ -83,7 +83,11 @@ class NeuralAutoregressive(Flow):
         self._sizes = [3] + [4] * (depth - 1)
         init = torch.zeros(sum(self._sizes), width)
         starts = torch.tensor(self._sizes).cumsum(0) - torch.tensor(self._sizes)
-        init[starts + 1] = self.initial_spread * torch.linspace(-1.0, 1.0, width + 2)[1:-1]
+        spread = self.initial_spread * torch.linspace(-1.0, 1.0, width + 2)[1:-1]
+        if activation == "LeakyReLU":  # with their kinks apart the rectifiers are no inverse of their mixture's
+            init[0] = 2.0 * torch.sinh(0.5 * (spread - spread.exp().mean().log()))
+        else:
+            init[starts + 1] = spread
         hidden_dims = (3 * input_dim + 1,) if hidden_dims is None else hidden_dims
         init = torch.cat([torch.zeros(1), init.flatten()])  # the common shift comes first
         self.net = MADE(input_dim, init, hidden_dims, context_dim)

@@ -49,8 +49,8 @@ class SumOfSquares(ElementwiseMap):
     """
 
     fast_inverse = False
-    #: of the terms that tell the polynomials apart at the start
-    initial_size = 0.05
+    #: of the terms that tell the polynomials apart at the start, all polynomials together
+    initial_size = 0.02
 
     def __init__(self, degree: int = 4, polynomials: int = 2) -> None:
         super().__init__()
@@ -62,7 +62,9 @@ class SumOfSquares(ElementwiseMap):
     def initial(self) -> Tensor:
         """Half of the slope from the constant and half from the squares, whose other terms differ and are small."""
         order, index = torch.arange(self.degree + 1.0), torch.arange(self.polynomials)[:, None]
-        terms = self.initial_size * torch.cos(math.pi * order * (index + 0.5) / self.polynomials)
+        size = self.initial_size / math.sqrt(self.polynomials)
+        terms = size * torch.cos(math.pi * order * (index + 0.5) / self.polynomials)
+        terms -= terms.mean(0)  # their products with the first term cancel in the sum of squares
         terms[:, 0] = math.sqrt(0.5 / self.polynomials)
         return 2.0 * torch.sinh(0.5 * torch.cat([torch.tensor([0.0, math.log(0.5)]), terms.flatten()]))
 
