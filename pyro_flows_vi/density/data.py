@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-__all__ = ["Moments", "Pairs", "Rows", "listed", "measure", "require_rows", "to_rows"]
+__all__ = ["LOOK", "Moments", "Pair", "Pairs", "Rows", "listed", "measure", "require_rows", "to_rows"]
 
 #: rows that are looked at together
 CHUNK = 65_536
 #: columns that a message names at most
 NAMED = 8
-#: rows in which values that repeat are looked for
+#: rows in which values that repeat, and columns that determine each other, are looked for
 LOOK = 4096
 
 Pair = tuple[Tensor, Tensor | None]
@@ -165,9 +165,9 @@ class Moments:
                 f"expected columns that vary, got constant columns {listed(self.constant)} (in {self.low.dtype}): "
                 "their density is infinite; drop them"
             )
-        if self.count < len(self.mean):
+        if self.count <= len(self.mean):
             raise ValueError(
-                f"expected at least as many training rows as columns, got {self.count} of {len(self.mean)} columns: "
+                f"expected more training rows than columns, got {self.count} of {len(self.mean)} columns: "
                 "the likelihood would grow without bound; use more rows or fewer columns"
             )
         for columns, what in (

@@ -159,9 +159,10 @@ class FlowDensity(Scored):
             how it went. Ctrl-C ends a fit early, with the best parameters so far.
 
         Raises:
-            ValueError: for rows with NaN or infinite values, constant columns, fewer rows than columns, another width
-                than that of the density, unknown settings, steps without a finite loss, a first step whose gradient is
-                exactly zero, and validation rows that never have a finite likelihood.
+            ValueError: for rows with NaN or infinite values, columns that are constant or determine each other, no
+                more rows than columns, another width than that of the density, unknown settings, steps without a
+                finite loss, a first step whose gradient is exactly zero, and validation rows that never have a finite
+                likelihood.
             NotConverged: where a flow that searches or integrates does not converge.
             TrainingInterrupted: after Ctrl-C with a ``checkpoint``, where the state has been saved.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pyro_flows_vi.density.collinear import require_full_rank
 from pyro_flows_vi.density.data import Moments, Pairs, Rows, listed, measure, require_rows, to_rows
 from pyro_flows_vi.density.fitting import Fitting
 from pyro_flows_vi.density.settings import DensityFit, FitSettings
@@ -128,6 +129,8 @@ def _look(density: FlowDensity, data: Rows | Pairs, held_out: Rows | Pairs | Non
         x = measure((density.observed(pair[0]) for pair in data.in_order()), "x")
         context = measure(_contexts(data), "context") if _has_context(data) else None
         x.require_density(discrete=density.discrete)
+        if not density.discrete:
+            require_full_rank(data.in_order)
         if held_out is not None:
             other = measure((density.observed(pair[0]) for pair in held_out.in_order()), "validation x")
             if len(other.mean) != len(x.mean):
