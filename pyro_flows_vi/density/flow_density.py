@@ -18,6 +18,10 @@ from pyro_flows_vi.transforms.compose import Compose
 
 __all__ = ["FlowDensity"]
 
+#: options of families that a density has unless it is told otherwise: affine couplings whose scales do not explode
+#: where there are no data, which a likelihood never sees until a test row is there
+OPTIONS: dict[str, dict[str, Any]] = {"realnvp": {"damped": True}}
+
 
 class FlowDensity(Scored):
     r"""A density over vectors, learned from data by maximum likelihood: a flow behind a fixed scale of the data.
@@ -40,7 +44,8 @@ class FlowDensity(Scored):
         turn: whether the flow is turned round. By default a named one is, where that makes ``log_prob`` cheap, and a
             flow of your own is used as it is.
         standardise: whether m and s (and those of the context) are measured, or stay 0 and 1.
-        **options: options of the flow, where it is named, such as ``hidden_dims``.
+        **options: options of the flow, where it is named, such as ``hidden_dims``. The scales of ``"realnvp"`` are
+            ``damped`` unless you say ``damped=False``.
 
     Example:
         >>> import torch
@@ -70,6 +75,7 @@ class FlowDensity(Scored):
             raise ValueError(f"expected flow to be a name or a Flow, got {type(flow).__name__}")
         if isinstance(flow, str):
             flows.describe(flow)
+            options = {**OPTIONS.get(flow, {}), **options}
             if input_dim is None and "shape" not in options:
                 flows.build(flow, 1, None, num_transforms, **_tuples(options))  # a wrong word is found now, not later
         elif options:
