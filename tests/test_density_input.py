@@ -296,6 +296,38 @@ def test_a_solver_that_does_not_converge_is_told(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "more than 1 steps" in result.stderr and "Traceback" not in result.stderr
 
 
+# -- data frames --------------------------------------------------------------------------------------------
+
+
+class Frame:
+    """What a density knows of a data frame: names, and how to become an array."""
+
+    def __init__(self, **columns: Tensor) -> None:
+        self.columns, self.values = list(columns), torch.stack(list(columns.values()), 1).numpy()
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return self.values if dtype is None else self.values.astype(dtype)
+
+
+def test_data_frames_have_the_columns_that_the_density_knows(tmp_path: Path) -> None:
+    a, b, c = rows().unbind(1)
+    made = density()
+    made.fit(Frame(a=a, b=b), Frame(c=c), validation=(Frame(a=a, b=b), Frame(c=c)), **QUIET)
+    expected = made.log_prob(torch.stack([a, b], 1), c[:, None])
+    torch.testing.assert_close(made.log_prob(Frame(a=a, b=b), Frame(c=c)), expected)
+    made.save(tmp_path / "density")
+    for known in (made, FlowDensity.load(tmp_path / "density")):
+        for x, context, said in (
+            (Frame(b=b, a=a), Frame(c=c), "x with the columns a, b, in this order, .* got b, a; select them by name"),
+            (Frame(a=a, b=b), Frame(d=c), "context with the columns c, in this order, .* got d"),
+        ):
+            for call in (known.log_prob, known.evaluate, known.fit):
+                with pytest.raises(ValueError, match=said):
+                    call(x, context)
+    with pytest.raises(ValueError, match="validation x with the columns a, b"):
+        density().fit(Frame(a=a, b=b), validation=Frame(b=b, a=a), **QUIET)
+
+
 # -- columns that determine each other --------------------------------------------------------------------
 
 

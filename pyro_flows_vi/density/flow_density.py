@@ -87,6 +87,7 @@ class FlowDensity(Scored):
             "standardise": standardise,
             "options": options,
         }
+        self.columns = {}
         self.transform: Compose | None = None
         self.context_scaling: Scaling | None = None
         if isinstance(flow, Flow):
@@ -193,7 +194,8 @@ class FlowDensity(Scored):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write parameters, scale and recipe to one file, whole or not at all."""
-        save_checkpoint(path, self.state_dict(), kind=f"{self.KIND} model", settings=self._recipe())
+        settings = {**self._recipe(), "columns": self.columns}
+        save_checkpoint(path, self.state_dict(), kind=f"{self.KIND} model", settings=settings)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], flow: Flow | None = None) -> FlowDensity:
@@ -209,7 +211,9 @@ class FlowDensity(Scored):
         recipe, state = load_checkpoint(Path(path), kind=f"{cls.KIND} model")
         if recipe["flow"] is None and flow is None:
             raise ValueError(f"{path}: the density is one of a flow of your own: pass flow=..., made as it was then")
+        columns = recipe.pop("columns", {})
         density = cls._made(recipe, recipe["flow"] if flow is None else flow)
+        density.columns = columns
         try:
             density.load_state_dict(state)
         except RuntimeError as error:
