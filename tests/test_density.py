@@ -442,6 +442,8 @@ def test_couplings_of_densities_are_damped_unless_told_otherwise(tmp_path: Path)
         return {step.damped for step in density.modules() if isinstance(step, AffineCoupling)}
 
     assert damped(FlowDensity("realnvp", 2)) == {True}
+    for made in (FlowDensity("realnvp"), ImageDensity("realnvp", (2, 2))):
+        assert made.recipe["options"] == {"damped": True}  # which files and records keep
     assert damped(ImageDensity("realnvp", (2, 2))) == {True}
     assert damped(FlowDensity("realnvp", 2, damped=False)) == {False}
     FlowDensity("realnvp", 2, damped=False).save(tmp_path / "density")
