@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_flows_vi.numerics.tempered import scale_shift, unscale_unshift
+from pyro_flows_vi.numerics.tempered import scale_shift, temper, unscale_unshift
 from pyro_flows_vi.transforms._split import SplitFlow
 
 __all__ = ["AffineCoupling", "affine_coupling", "conditional_affine_coupling"]
