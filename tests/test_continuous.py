@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
+from pyro.infer.autoguide import AutoNormalizingFlow
+from torch import Tensor, nn
 
 from pyro_flows_vi import flows, testing
+from pyro_flows_vi.density import fit_reverse, reverse_density, target
+from pyro_flows_vi.guides import AutoFlow
+from pyro_flows_vi.infer import ELBO, fit
 from pyro_flows_vi.nets.velocity import ACTIVATIONS, VelocityNet, divergence
 from pyro_flows_vi.transforms.compose import Compose
-from pyro_flows_vi.transforms.continuous import Continuous, regularisation
+from pyro_flows_vi.transforms.continuous import Continuous, Energies, regularisation
 
 
 @pytest.fixture(autouse=True)
@@ -221,6 +227,75 @@ def test_the_penalty_of_a_chain() -> None:
     torch.func.vmap(chain.forward_and_log_det)(x)  # leaves nothing behind
     with pytest.raises(RuntimeError, match="no pass"):
         regularisation(chain)
+
+
+def bend(x: Tensor) -> None:
+    """A banana far off, to which a flow has a long way to go."""
+    u = pyro.sample("u", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    bent = torch.stack([u[..., 0], u[..., 1] - u[..., 0] ** 2], -1)
+    pyro.sample("x", dist.Normal(bent, 0.3).to_event(1), obs=x)
+
+
+def paths(guide: nn.Module) -> Energies:
+    """Of draws of a fitted guide."""
+    (step,) = [module for module in guide.modules() if isinstance(module, Continuous)]
+    with torch.no_grad():
+        energies = step.eval().energies(torch.randn(500, 2))
+    step.train()
+    return Energies(*(energy.mean() for energy in energies))
+
+
+@pytest.mark.parametrize("objective", [None, ELBO()])
+def test_fit_adds_the_penalty_of_a_guide(objective: Any) -> None:
+    x, found = torch.tensor([1.0, -0.5]), {}
+    for weight in (0.0, 3.0):
+        torch.manual_seed(0)
+        options: dict[str, Any] = {"hidden_dims": (8,), "solver": "rk4", "num_steps": 4}
+        guide = AutoFlow(bend, "ffjord", 1, **options, kinetic=weight, jacobian=weight).setup(x)
+        rules: dict[str, Any] = {"max_steps": 80, "num_particles": 32, "restarts": 1, "learning_rate": 0.03}
+        result = fit(bend, guide, x, objective=objective, seed=0, progress=False, compile=False, **rules)
+        found[weight] = paths(guide)
+        assert -5.0 < result.elbo < 0.0  # of the bound alone
+    assert found[3.0].kinetic < 0.3 * found[0.0].kinetic
+    assert found[3.0].jacobian < 0.3 * found[0.0].jacobian
+
+
+def test_a_penalty_is_in_no_graph() -> None:
+    x = torch.tensor([1.0, -0.5])
+    guide = AutoFlow(bend, "ffjord", 1, hidden_dims=(4,), solver="rk4", num_steps=2, kinetic=1.0)
+    quiet: dict[str, Any] = {"restarts": 1, "num_particles": 4, "seed": 0, "progress": False}
+    with pytest.raises(ValueError, match=r"compile='trace' cannot be had: the penalty of a continuous flow"):
+        fit(bend, guide, x, compile="trace", max_steps=1, **quiet)
+    fit(bend, guide, x, compile=True, max_steps=310, **quiet)  # which goes without
+
+
+def test_the_way_to_a_score_has_no_penalty_of_its_own() -> None:
+    flow = bent(2, kinetic=0.5, jacobian=0.25).train()
+    x = torch.randn(50, 2)
+    torch.manual_seed(1)
+    y, _ = flow.forward_and_log_det(x)
+    expected = torch.autograd.grad(flow.regularisation(), [*flow.net.weights])
+    torch.manual_seed(1)
+    again, _, score = flow.forward_and_score(x, -x)
+    found = torch.autograd.grad(flow.regularisation(), [*flow.net.weights])
+    torch.testing.assert_close(again, y)
+    torch.testing.assert_close(found, expected)
+    y = y.detach().requires_grad_()
+    base, log_det = flow.inverse_and_log_det(y)
+    (direct,) = torch.autograd.grad((-0.5 * base.square().sum(-1) - log_det).sum(), y)
+    torch.testing.assert_close(score, direct, rtol=1e-4, atol=1e-5)
+
+
+def test_reverse_fits_and_pyro_guides_have_the_penalty_too() -> None:
+    x = torch.tensor([1.0, -0.5])
+    made = reverse_density("ffjord", 2, num_transforms=1, hidden_dims=(4,), solver="rk4", num_steps=2, kinetic=1.0)
+    fit_reverse(made.eval(), target("u2").log_prob, max_steps=3, num_particles=8, seed=0, progress=False)
+    options: dict[str, Any] = {"hidden_dims": (4,), "solver": "rk4", "num_steps": 2, "kinetic": 1e4}
+    guide = AutoNormalizingFlow(bend, lambda dim: Continuous(dim, **options))
+    guide(x)
+    before = paths(guide).kinetic
+    fit(bend, guide, x, num_particles=4, max_steps=40, seed=0, progress=False)
+    assert paths(guide).kinetic < 0.3 * before
 
 
 # -- failures -------------------------------------------------------------------------------------------------

@@ -22,11 +22,12 @@ from pyro.optim import Adam
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_flows_vi import flows
-from pyro_flows_vi.density import FitSettings, FlowDensity
+from pyro_flows_vi import flows, testing
+from pyro_flows_vi.density import FitSettings, FlowDensity, ImageDensity
 from pyro_flows_vi.density.scaling import Scaling
 from pyro_flows_vi.infer.interruption import TrainingInterrupted
 from pyro_flows_vi.testing import check_flow
+from pyro_flows_vi.transforms import AffineCoupling
 from pyro_flows_vi.vae import VAE, FlowPosterior
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
@@ -417,3 +418,39 @@ def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
 def test_the_cosine_ends_low() -> None:
     settings = FitSettings.make(schedule="cosine", max_epochs=100)
     assert settings.rate(0) == 1e-3 and settings.rate(99) < 1e-6 and FitSettings().rate(99) == 1e-3
+
+
+# -- couplings beyond the data ---------------------------------------------------------------------------
+
+
+def worst(damped: bool) -> float:
+    """The lowest log density around the data, of couplings with large weights."""
+    made = FlowDensity("realnvp", 2, damped=damped, num_transforms=6).double()
+    testing.randomize(made.flow, 0.3, torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return float(made.log_prob(4.0 * torch.randn(2000, 2, dtype=torch.float64)).min())
+
+
+def test_the_scales_of_a_density_do_not_explode() -> None:
+    assert worst(damped=True) > -1e11
+    assert worst(damped=False) < -1e99
+
+
+def test_couplings_of_densities_are_damped_unless_told_otherwise(tmp_path: Path) -> None:
+    def damped(density: FlowDensity) -> set[bool]:
+        return {step.damped for step in density.modules() if isinstance(step, AffineCoupling)}
+
+    assert damped(FlowDensity("realnvp", 2)) == {True}
+    for made in (FlowDensity("realnvp"), ImageDensity("realnvp", (2, 2))):
+        assert made.recipe["options"] == {"damped": True}  # which files and records keep
+    assert damped(ImageDensity("realnvp", (2, 2))) == {True}
+    assert damped(FlowDensity("realnvp", 2, damped=False)) == {False}
+    FlowDensity("realnvp", 2, damped=False).save(tmp_path / "density")
+    assert damped(FlowDensity.load(tmp_path / "density")) == {False}
+    assert not AffineCoupling(3).damped and not AffineCoupling(3, additive=True, damped=True).damped
+    step = AffineCoupling(2, damped=True)
+    torch.nn.init.constant_(step.net.last.bias, 30.0)  # type: ignore[arg-type, union-attr]
+    torch.nn.init.zeros_(step.net.last.weight)  # type: ignore[arg-type, union-attr]
+    expected = 4.0 * math.asinh(math.asinh(30.0) / 4.0)
+    assert float(step.forward_and_log_det(torch.zeros(2))[1].detach()) == pytest.approx(expected)

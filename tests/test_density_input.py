@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from sklearn.datasets import load_breast_cancer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pyro_flows_vi.cli import main
 from pyro_flows_vi.density import FlowDensity, ImageDensity
+from pyro_flows_vi.density.collinear import require_full_rank
+from pyro_flows_vi.density.data import Rows
 from pyro_flows_vi.numerics.errors import NotConverged
 from pyro_flows_vi.transforms import SplineCoupling
 from pyro_flows_vi.transforms.continuous import Continuous
@@ -93,7 +96,8 @@ def test_a_bad_row_is_named_by_the_number_that_the_user_knows(value: float) -> N
         (torch.randn(10, 3, 4), r"got \(10, 3, 4\); flatten images and the like, x.flatten\(1\)"),
         (rows().double() * 1e300, r"NaN or infinite \(in torch.float32\)"),
         (torch.cat([rows(), 1e6 + 1e-3 * rows()], 1), r"constant columns 3, 4, 5 \(in torch.float32\)"),
-        (rows(6, 9), r"at least as many training rows as columns, got 5 of 9 columns"),
+        (rows(6, 9), r"more training rows than columns, got 5 of 9 columns"),
+        (rows(6, 5), r"more training rows than columns, got 5 of 5 columns"),
     ],
 )
 def test_what_is_no_table_of_numbers_is_refused(x: Any, message: str) -> None:
@@ -290,6 +294,93 @@ def test_a_solver_that_does_not_converge_is_told(tmp_path: Path) -> None:
     ]
     result = CliRunner().invoke(main, [*words, "--out", str(tmp_path)])
     assert result.exit_code == 2 and "more than 1 steps" in result.stderr and "Traceback" not in result.stderr
+
+
+# -- data frames --------------------------------------------------------------------------------------------
+
+
+class Frame:
+    """What a density knows of a data frame: names, and how to become an array."""
+
+    def __init__(self, **columns: Tensor) -> None:
+        self.columns, self.values = list(columns), torch.stack(list(columns.values()), 1).numpy()
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return self.values if dtype is None else self.values.astype(dtype)
+
+
+def test_data_frames_have_the_columns_that_the_density_knows(tmp_path: Path) -> None:
+    a, b, c = rows().unbind(1)
+    made = density()
+    made.fit(Frame(a=a, b=b), Frame(c=c), validation=(Frame(a=a, b=b), Frame(c=c)), **QUIET)
+    expected = made.log_prob(torch.stack([a, b], 1), c[:, None])
+    torch.testing.assert_close(made.log_prob(Frame(a=a, b=b), Frame(c=c)), expected)
+    made.save(tmp_path / "density")
+    for known in (made, FlowDensity.load(tmp_path / "density")):
+        for x, context, said in (
+            (Frame(b=b, a=a), Frame(c=c), "x with the columns a, b, in this order, .* got b, a; select them by name"),
+            (Frame(a=a, b=b), Frame(d=c), "context with the columns c, in this order, .* got d"),
+        ):
+            for call in (known.log_prob, known.evaluate, known.fit):
+                with pytest.raises(ValueError, match=said):
+                    call(x, context)
+    with pytest.raises(ValueError, match="validation x with the columns a, b"):
+        density().fit(Frame(a=a, b=b), validation=Frame(b=b, a=a), **QUIET)
+
+
+# -- columns that determine each other --------------------------------------------------------------------
+
+
+def collinear(kind: str, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Rows and a context in which something is a linear function of something else."""
+    x = torch.randn(300, 3, dtype=dtype)
+    made = {
+        "copy": torch.cat([x, x[:, :1]], 1),
+        "other units": torch.cat([x, 1000.0 - 0.01 * x[:, 1:2]], 1),
+        "sum": torch.cat([x, x.sum(1, keepdim=True)], 1),
+        "shares": x.softmax(1),
+        "two": torch.cat([x, x[:, :1] - x[:, 1:2], x[:, 2:]], 1),
+        "context": torch.cat([x[:, :1], x[:, 2:]], 1),
+    }
+    return made[kind], x if kind == "context" else None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("copy", "columns 0, 3, of which 1 linear combination is constant"),
+        ("other units", "columns 1, 3, of which 1 linear combination is constant"),
+        ("sum", "columns 0, 1, 2, 3, of which 1 linear combination is constant"),
+        ("shares", "columns 0, 1, 2, of which 1 linear combination is constant"),
+        ("two", "of which 2 linear combinations are constant"),
+        ("context", "columns 0, 1 and 0, 2 of the context, of which 2 linear combinations are constant"),
+    ],
+)
+def test_columns_that_determine_each_other_are_refused(kind: str, said: str, dtype: torch.dtype) -> None:
+    x, context = collinear(kind, dtype)
+    made = FlowDensity("realnvp", x.shape[1], None if context is None else 3, num_transforms=1).to(dtype)
+    with pytest.raises(ValueError, match=said):
+        made.fit(x, context, **QUIET)
+    loader = DataLoader(TensorDataset(x) if context is None else TensorDataset(x, context), batch_size=100)
+    with pytest.raises(ValueError, match=said):
+        made.fit(loader, validation=None, **QUIET)
+
+
+def test_merely_correlated_columns_are_not() -> None:
+    x, noise = torch.randn(300, 1), torch.randn(300, 1)
+    breast_cancer = load_breast_cancer().data  # correlations up to 0.998
+    for values in (torch.cat([x, x + 1e-4 * noise], 1), torch.cat([x + 1e3, x + 1e3 + 0.01 * noise], 1), breast_cancer):
+        require_full_rank(Rows(torch.as_tensor(values, dtype=torch.float32), None, 100).in_order)
+    classes = torch.eye(3)[torch.randint(3, (300,))]  # which add up to one, among themselves
+    density().fit(rows(), classes, **QUIET)
+    density().fit(rows(), rows(300, 400), **QUIET)  # a context wide enough to determine anything
+
+
+def test_columns_that_part_later_on_are_not_refused() -> None:
+    x = torch.randn(6000, 1)
+    later = torch.cat([x[:4500], torch.randn(1500, 1)])
+    density().fit(torch.cat([x, later], 1), validation=None, **QUIET)
 
 
 # -- regularisation --------------------------------------------------------------------------------------

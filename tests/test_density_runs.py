@@ -284,7 +284,7 @@ def folder(trained: Path, tmp_path: Path) -> Path:
 
 def test_the_record_says_everything(folder: Path) -> None:
     record = load_record(folder / "u1-realnvp-seed0.json")
-    assert record["flow"] == {"flow": "realnvp", "num_transforms": 1, "options": {}}
+    assert record["flow"] == {"flow": "realnvp", "num_transforms": 1, "options": {"damped": True}}
     assert record["overrides"] == {"max_epochs": 1, "batch_size": 2000} and record["images"] is None
     assert record["data"] == load_problem("u1").description and record["training"]["epochs"] == 1
     results = record["results"]

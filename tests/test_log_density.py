@@ -643,3 +643,17 @@ def test_construction_and_use_leave_handlers_and_parameters_alone() -> None:
         log_density.constrain(points(log_density))
     assert not [name for name in outer.trace.nodes if not name.startswith("_")]
     assert not list(pyro.get_param_store().keys())
+
+
+@pytest.mark.parametrize("trace", [True, False])
+def test_modules_in_a_model_leave_no_graph(trace: bool) -> None:
+    net = torch.nn.Linear(2, 1)
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.factor("net", net(z).sum())
+
+    density = LogDensity(model, trace=trace)
+    for _ in range(2):  # the first call traces
+        value, score = density.value_and_score(torch.randn(3, 2))
+        assert not value.requires_grad and not score.requires_grad

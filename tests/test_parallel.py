@@ -141,7 +141,7 @@ def test_other_commands_are_refused_to_several_processes(monkeypatch: pytest.Mon
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = CliRunner().invoke(main, ["demo", "--out", str(tmp_path)])
-    assert result.exit_code == 2 and "start it without torchrun" in result.output
+    assert result.exit_code == 2 and "runs in one process: start it without torchrun" in result.output
     assert not list(tmp_path.iterdir())
 
 

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 from watched import Watched
 
+from pyro_flows_vi.transforms.continuous import Continuous
 from pyro_flows_vi.vae import (
     VAE,
     History,
     Protocol,
+    Row,
     TrainingInterrupted,
     build_vae,
     load_weights,
@@ -345,3 +347,17 @@ def test_presets_are_the_published_ones() -> None:
         "num_transforms": 3,
         "options": {"hidden_dims": [4]},
     }
+
+
+def test_the_penalty_of_a_continuous_posterior_shortens_its_paths() -> None:
+    found = []
+    for kinetic in (0.0, 1e3):
+        ffjord = Row("ffjord", "ffjord", 1, {"hidden_dims": (8,), "solver": "rk4", "num_steps": 2, "kinetic": kinetic})
+        vae = build_vae(settings(), ffjord, (8, 8))
+        assert run(vae).best_elbo > -60.0  # of the bound alone
+        (step,) = [module for module in vae.modules() if isinstance(module, Continuous)]
+        context = vae.posterior.encode(Watched().validation).features
+        found.append(float(step.energies(torch.randn(len(context), 8), context).kinetic.mean().detach()))
+    assert found[1] < 0.3 * found[0]
+    with pytest.raises(ValueError, match="penalty of a continuous flow"):
+        run(vae, compile="trace")

@@ -48,9 +48,10 @@ def told(command: Callable[..., Any]) -> Callable[..., Any]:
 
         try:
             if launched() and not getattr(command, "shared", False):
+                words = click.get_current_context().command_path.partition(" ")[2]
                 raise ValueError(
-                    f"{command.__name__!r} runs in one process: start it without torchrun, which is for vae train and "
-                    "vae evaluate"
+                    f"{words!r} runs in one process: start it without torchrun, which is for 'vae train' and "
+                    "'vae evaluate'"
                 )
             return command(*args, **kwargs)
         except (ValueError, OSError, NotConverged) as error:

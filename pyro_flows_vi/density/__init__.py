@@ -1,5 +1,6 @@
 """Density estimation: flows fitted to data by maximum likelihood, images by their dequantised pixels."""
 
+from pyro_flows_vi.density.cdf_flow import LogitBeta, cdf_flow
 from pyro_flows_vi.density.dequantisation import (
     Dequantisation,
     UniformDequantisation,
@@ -28,12 +29,14 @@ __all__ = [
     "FitSettings",
     "FlowDensity",
     "ImageDensity",
+    "LogitBeta",
     "Problem",
     "Published",
     "ReverseSettings",
     "Target",
     "UniformDequantisation",
     "VariationalDequantisation",
+    "cdf_flow",
     "dequantise",
     "evaluate_run",
     "fit_reverse",

@@ -12,13 +12,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-__all__ = ["Moments", "Pairs", "Rows", "listed", "measure", "require_rows", "to_rows"]
+__all__ = [
+    "LOOK",
+    "Moments",
+    "Pair",
+    "Pairs",
+    "Rows",
+    "column_names",
+    "listed",
+    "measure",
+    "require_columns",
+    "require_rows",
+    "to_rows",
+]
 
 #: rows that are looked at together
 CHUNK = 65_536
 #: columns that a message names at most
 NAMED = 8
-#: rows in which values that repeat are looked for
+#: rows in which values that repeat, and columns that determine each other, are looked for
 LOOK = 4096
 
 Pair = tuple[Tensor, Tensor | None]
@@ -40,6 +52,22 @@ def to_rows(values: Any, name: str, dtype: torch.dtype, device: torch.device | N
         kind = "one without values" if values.is_meta else f"a {values.layout} one; convert it with .to_dense()"
         raise ValueError(f"expected {name} to be a dense tensor, got {kind}")
     return values.to(device=device, dtype=dtype)
+
+
+def column_names(values: Any) -> list[str] | None:
+    """Those of a data frame; ``None`` for what has none."""
+    names = None if isinstance(values, Tensor | np.ndarray) else getattr(values, "columns", None)
+    return None if names is None else [str(name) for name in names]
+
+
+def require_columns(values: Any, name: str, known: list[str] | None) -> None:
+    """Raise ``ValueError`` for a data frame of as many columns with other names than those that a density knows."""
+    names = column_names(values)
+    if known is not None and names is not None and len(names) == len(known) and names != known:
+        raise ValueError(
+            f"expected {name} with the columns {_joined(known)}, in this order, as in the data frame that the density "
+            f"was fitted to, got {_joined(names)}; select them by name"
+        )
 
 
 def _numbers(values: Any, name: str) -> np.ndarray[Any, Any]:
@@ -165,9 +193,9 @@ class Moments:
                 f"expected columns that vary, got constant columns {listed(self.constant)} (in {self.low.dtype}): "
                 "their density is infinite; drop them"
             )
-        if self.count < len(self.mean):
+        if self.count <= len(self.mean):
             raise ValueError(
-                f"expected at least as many training rows as columns, got {self.count} of {len(self.mean)} columns: "
+                f"expected more training rows than columns, got {self.count} of {len(self.mean)} columns: "
                 "the likelihood would grow without bound; use more rows or fewer columns"
             )
         for columns, what in (

@@ -16,7 +16,7 @@ from pyro_flows_vi.density.settings import DensityFit, FitSettings
 from pyro_flows_vi.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_flows_vi.infer.interruption import Interruption, TrainingInterrupted
 from pyro_flows_vi.infer.progress import progress_bar
-from pyro_flows_vi.transforms.continuous import regularisation
+from pyro_flows_vi.transforms.continuous import with_penalty
 
 if TYPE_CHECKING:
     from pyro_flows_vi.density.flow_density import FlowDensity
@@ -129,8 +129,7 @@ class Fitting:
         loss = -self.density.log_likelihood(x, context).mean()
         for p in self.parameters:
             p.grad = None
-        penalty = regularisation(self.density)  # that of this pass: of continuous flows that were asked for one
-        (loss + penalty if penalty.requires_grad else loss).backward()
+        with_penalty(loss, self.density).backward()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         # the one point where the host waits for the device

@@ -18,6 +18,10 @@ from pyro_flows_vi.transforms.compose import Compose
 
 __all__ = ["FlowDensity"]
 
+#: options of families that a density has unless it is told otherwise: affine couplings whose scales do not explode
+#: where there are no data, which a likelihood never sees until a test row is there
+OPTIONS: dict[str, dict[str, Any]] = {"realnvp": {"damped": True}}
+
 
 class FlowDensity(Scored):
     r"""A density over vectors, learned from data by maximum likelihood: a flow behind a fixed scale of the data.
@@ -40,7 +44,8 @@ class FlowDensity(Scored):
         turn: whether the flow is turned round. By default a named one is, where that makes ``log_prob`` cheap, and a
             flow of your own is used as it is.
         standardise: whether m and s (and those of the context) are measured, or stay 0 and 1.
-        **options: options of the flow, where it is named, such as ``hidden_dims``.
+        **options: options of the flow, where it is named, such as ``hidden_dims``. The scales of ``"realnvp"`` are
+            ``damped`` unless you say ``damped=False``.
 
     Example:
         >>> import torch
@@ -70,6 +75,7 @@ class FlowDensity(Scored):
             raise ValueError(f"expected flow to be a name or a Flow, got {type(flow).__name__}")
         if isinstance(flow, str):
             flows.describe(flow)
+            options = {**OPTIONS.get(flow, {}), **options}
             if input_dim is None and "shape" not in options:
                 flows.build(flow, 1, None, num_transforms, **_tuples(options))  # a wrong word is found now, not later
         elif options:
@@ -81,6 +87,7 @@ class FlowDensity(Scored):
             "standardise": standardise,
             "options": options,
         }
+        self.columns = {}
         self.transform: Compose | None = None
         self.context_scaling: Scaling | None = None
         if isinstance(flow, Flow):
@@ -159,9 +166,10 @@ class FlowDensity(Scored):
             how it went. Ctrl-C ends a fit early, with the best parameters so far.
 
         Raises:
-            ValueError: for rows with NaN or infinite values, constant columns, fewer rows than columns, another width
-                than that of the density, unknown settings, steps without a finite loss, a first step whose gradient is
-                exactly zero, and validation rows that never have a finite likelihood.
+            ValueError: for rows with NaN or infinite values, columns that are constant or determine each other, no
+                more rows than columns, another width than that of the density, unknown settings, steps without a
+                finite loss, a first step whose gradient is exactly zero, and validation rows that never have a finite
+                likelihood.
             NotConverged: where a flow that searches or integrates does not converge.
             TrainingInterrupted: after Ctrl-C with a ``checkpoint``, where the state has been saved.
 
@@ -186,7 +194,8 @@ class FlowDensity(Scored):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write parameters, scale and recipe to one file, whole or not at all."""
-        save_checkpoint(path, self.state_dict(), kind=f"{self.KIND} model", settings=self._recipe())
+        settings = {**self._recipe(), "columns": self.columns}
+        save_checkpoint(path, self.state_dict(), kind=f"{self.KIND} model", settings=settings)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], flow: Flow | None = None) -> FlowDensity:
@@ -202,7 +211,9 @@ class FlowDensity(Scored):
         recipe, state = load_checkpoint(Path(path), kind=f"{cls.KIND} model")
         if recipe["flow"] is None and flow is None:
             raise ValueError(f"{path}: the density is one of a flow of your own: pass flow=..., made as it was then")
+        columns = recipe.pop("columns", {})
         density = cls._made(recipe, recipe["flow"] if flow is None else flow)
+        density.columns = columns
         try:
             density.load_state_dict(state)
         except RuntimeError as error:

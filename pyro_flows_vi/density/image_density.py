@@ -93,7 +93,7 @@ class ImageDensity(FlowDensity):
         self.shape = tuple(shape)
         self.dequantisation = _noise(dequantisation, noise, dim, levels)
         self.recipe |= {
-            "options": options,
+            "options": {name: value for name, value in self.recipe["options"].items() if name not in told},
             "shape": list(shape),
             "levels": levels,
             "logit_level": logit_level,

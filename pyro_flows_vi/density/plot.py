@@ -26,8 +26,8 @@ GAP = 1
 def plot_density(density: FlowDensity, problem: Problem, path: str | os.PathLike[str], *, seed: int = 0) -> Path:
     """Draw what a density has learned beside test rows of its problem, and save the figure.
 
-    In the plane: test points, the density, draws. Of a table: draws over test rows, in the first pairs of columns. Of
-    images: a sheet of test images and one of draws.
+    In the plane: draws of the target, the density, its draws. Of a table: draws over test rows, in the first pairs of
+    columns. Of images: a sheet of test images and one of draws.
 
     Args:
         density: fitted.
@@ -46,7 +46,7 @@ def plot_density(density: FlowDensity, problem: Problem, path: str | os.PathLike
         figure = Figure(figsize=(10.5, 3.6), layout="constrained")
         plot_plane(figure.subplots(1, 3), density, problem.test[:POINTS], draws, problem.target.bound)
     elif problem.shape is not None:
-        figure = Figure(figsize=(8.0, 4.2), layout="constrained")
+        figure = Figure(figsize=(8.0, 0.3 + 4.0 * problem.shape[0] / problem.shape[1]), layout="constrained")
         for axes, images, title in zip(figure.subplots(1, 2), (problem.test, draws), ("test", "draws"), strict=True):
             axes.imshow(_sheet(images[: SHEET**2], problem.shape).numpy(), cmap="gray", interpolation="nearest")
             axes.set_title(title)
@@ -73,7 +73,7 @@ def plot_plane(axes: Any, density: FlowDensity, points: Tensor, draws: Tensor, b
     Args:
         axes: three of them.
         density: over the plane, without a context.
-        points: data ``(N, 2)``.
+        points: of the target ``(N, 2)``.
         draws: of the density ``(M, 2)``.
         bound: half the width of the window.
     """
@@ -82,16 +82,17 @@ def plot_plane(axes: Any, density: FlowDensity, points: Tensor, draws: Tensor, b
     height = torch.cat([density.log_prob(part) for part in nodes.split(4000)]).exp().reshape(NODES, NODES).T.cpu()
     window = (-bound, bound, -bound, bound)
     axes[1].imshow(height.numpy(), extent=window, origin="lower", cmap="viridis", interpolation="bilinear")
-    for place, rows, title in ((0, points, "data"), (2, draws, "draws")):
+    for place, rows, title in ((0, points, "target"), (2, draws, "draws")):
         axes[place].plot(
             rows[:, 0].cpu().numpy(), rows[:, 1].cpu().numpy(), ".", markersize=2.0, alpha=0.6, color="#3b4c63"
         )
         axes[place].set_title(title)
     axes[1].set_title("density")
     for one in axes:
-        one.set_xlim(-bound, bound)
         one.set_ylim(-bound, bound)
         one.set_aspect("equal")
+        one.set_xticks(one.get_yticks())  # those of a square; both have room for as many
+        one.set_xlim(-bound, bound)
 
 
 def _sheet(images: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -14,7 +14,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pyro_flows_vi.density.data import Moments, Pairs, Rows, listed, measure, require_rows, to_rows
+from pyro_flows_vi.density.collinear import require_full_rank
+from pyro_flows_vi.density.data import (
+    Moments,
+    Pairs,
+    Rows,
+    column_names,
+    listed,
+    measure,
+    require_columns,
+    require_rows,
+    to_rows,
+)
 from pyro_flows_vi.density.fitting import Fitting
 from pyro_flows_vi.density.settings import DensityFit, FitSettings
 from pyro_flows_vi.infer.interruption import Interruption
@@ -51,11 +62,13 @@ def prepare(
     resuming = resume and checkpoint is not None and Path(checkpoint).exists()
     with Interruption() as interruption, seeded(seed):
         dtype = torch.get_default_dtype() if density.transform is None else density.scaling.loc.dtype
+        columns = _columns(density, x, context, validation)
         data, held_out = _gather(density, x, context, validation, settings.batch_size, dtype)
         moments = _look(density, data, held_out)
         if density.transform is None:
             density.setup(len(moments[0].mean), None if moments[1] is None else len(moments[1].mean))
         _check_width(density, moments)
+        density.columns = columns
         if not resuming and not bool(density.scaling.measured):
             _set_scale(density, data, moments)
             _start(density, data)
@@ -63,6 +76,20 @@ def prepare(
         if resuming:
             fitting.load()
         return fitting.run(interruption, checkpoint_every, progress)
+
+
+def _columns(density: FlowDensity, x: Any, context: Any, validation: Any) -> dict[str, list[str]]:
+    """The names of the columns, which are the same in all data frames."""
+    held_out = validation if isinstance(validation, tuple) else (validation,)
+    known = dict(density.columns)
+    for name, place, values in (("x", 0, x), ("context", 1, context)):
+        require_columns(values, name, known.get(name))
+        names = column_names(values)
+        if names is not None:
+            known.setdefault(name, names)
+        if place < len(held_out):
+            require_columns(held_out[place], f"validation {name}", known.get(name))
+    return known
 
 
 def _gather(
@@ -128,6 +155,8 @@ def _look(density: FlowDensity, data: Rows | Pairs, held_out: Rows | Pairs | Non
         x = measure((density.observed(pair[0]) for pair in data.in_order()), "x")
         context = measure(_contexts(data), "context") if _has_context(data) else None
         x.require_density(discrete=density.discrete)
+        if not density.discrete:
+            require_full_rank(data.in_order)
         if held_out is not None:
             other = measure((density.observed(pair[0]) for pair in held_out.in_order()), "validation x")
             if len(other.mean) != len(x.mean):

@@ -101,7 +101,7 @@ def fit_reverse(
     """
     asked = ReverseSettings.make(**settings).as_dict()
     del asked["init_scale"]
-    guide = _Guide(density, log_prob)
+    guide = _Guide(density.train(), log_prob)
     path = None if checkpoint is None else Path(checkpoint)
     options: dict[str, Any] = {"checkpoint": path, "resume": resume, "seed": seed, "progress": progress, **asked}
     result = fit(guide.model, guide, start="guide", **options)

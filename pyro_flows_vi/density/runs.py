@@ -124,7 +124,7 @@ def train_run(
         "row": row,
         "seed": seed,
         "objective": objective,
-        "flow": recipe,
+        "flow": {**recipe, "options": density._recipe()["options"]},  # those that a density chooses too
         "images": pixels,
         "settings": asked.as_dict(),
         "overrides": {key: value for key, value in asked.as_dict().items() if value != default[key]},

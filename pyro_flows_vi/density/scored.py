@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pyro_flows_vi.density.data import require_rows, to_rows
+from pyro_flows_vi.density.data import require_columns, require_rows, to_rows
 from pyro_flows_vi.density.scaling import Scaling
 from pyro_flows_vi.density.settings import Evaluation
 from pyro_flows_vi.transforms.base import Flow
@@ -34,6 +34,8 @@ class Scored(nn.Module):
 
     transform: Compose | None
     context_scaling: Scaling | None
+    #: of x and of the context: the names in the data frame that the density was first fitted to
+    columns: dict[str, list[str]]
     #: whether the data are whole numbers, to which noise is added
     discrete = False
 
@@ -209,6 +211,7 @@ class Scored(nn.Module):
         like = self.scaling.loc
         if isinstance(values, DataLoader):
             raise ValueError(f"expected {name} as a tensor, an array or a data frame, got a DataLoader")
+        require_columns(values, name, self.columns.get(name))
         rows = to_rows(values, name, like.dtype, like.device if move else None)
         width = self.input_dim if name == "x" else self.context_dim
         if width is not None and rows.shape[-1:] != (width,):

@@ -150,7 +150,9 @@ def _notes(records: list[dict[str, Any]], others: list[Published]) -> list[str]:
         flow = r["flow"]
         options = ", ".join(f"{k} = {v}" for k, v in flow["options"].items())
         settings = ", ".join(f"{k} = {v}" for k, v in r["overrides"].items())
-        steps = f"{flow['num_transforms']} steps of {flow['flow']}" + (f" ({options})" if options else "")
+        steps = f"{flow['num_transforms']} step{'s' * (flow['num_transforms'] != 1)} of {flow['flow']}" + (
+            f" ({options})" if options else ""
+        )
         budgets.setdefault(f"settings that differ from the defaults: {settings or 'none'}", []).append(
             f"{r['row'].removesuffix('-reverse-kl')}: {steps}"
         )

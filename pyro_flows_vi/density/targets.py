@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,8 +27,8 @@ class Target:
     """
 
     name: str
-    draw: Sampler
-    log_prob: Score | None
+    draw: Sampler = field(repr=False)
+    log_prob: Score | None = field(repr=False)
     bound: float = 4.0
 
     def sample(self, count: int, seed: int = 0) -> Tensor:
@@ -212,7 +212,10 @@ TARGETS: dict[str, Target] = {
         Target("gaussians", _gaussians, _gaussians_log_prob, 4.5),
         Target("pinwheel", _pinwheel, None),
         Target("spirals", _spirals, None),
-        *(Target(name, energy.draw, energy.log_prob, 8.0) for name, energy in ENERGIES.items()),
+        *(
+            Target(name, energy.draw, energy.log_prob, 4.0 if name == "u1" else 8.0)
+            for name, energy in ENERGIES.items()
+        ),
     )
 }
 

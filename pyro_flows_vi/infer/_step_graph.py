@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Limit", "Step", "Untraceable", "finish", "lift_draws", "put_in_place", "share_of_products"]
+from pyro_flows_vi.transforms.continuous import penalised
+
+__all__ = ["Limit", "Step", "Untraceable", "finish", "lift_draws", "put_in_place", "refused_flows", "share_of_products"]
 
 #: takes the state, the controls, the tensors and the draws; changes the state in place and gives it back with a report
 Step = Callable[..., tuple[Sequence[Tensor], Tensor]]
@@ -59,6 +61,12 @@ def put_in_place(module: nn.Module, parameters: Sequence[Tensor], pieces: Sequen
     finally:
         for place, name, parameter in places:
             place[name] = parameter
+
+
+def refused_flows(owner: Any) -> str | None:
+    """Why the flows in a module cannot be part of a graph."""
+    said = "the penalty of a continuous flow (kinetic, jacobian) does not get out of a trace"
+    return said if penalised(owner) else None
 
 
 class Limit(TorchDispatchMode):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from pyro_flows_vi.infer._step_graph import Untraceable, put_in_place
+from pyro_flows_vi.infer._step_graph import Untraceable, put_in_place, refused_flows
 from pyro_flows_vi.infer._update import refused_optimizer
 from pyro_flows_vi.infer._vectorise import is_random
 from pyro_flows_vi.infer.compiled import CompiledSteps
@@ -41,6 +41,8 @@ class Outcome(NamedTuple):
 def fit_refusal(training: Training) -> str | None:
     """Why the steps of this fit cannot be one graph, as far as can be told without trying."""
     problem: Any = training.problem
+    if reason := refused_flows(problem.guide):
+        return reason
     if not isinstance(problem, PyroProblem):
         if type(problem.objective) not in PURE:
             return f"the objective {type(problem.objective).__name__} is not one of this package, and may do anything"

@@ -137,7 +137,7 @@ class LogDensity:
         if self.trace and self.vectorized:
             graph, tensors = self._graph(latent)
             if graph is not None:
-                with suppress(LinAlgError):  # of one particle: found below, one by one
+                with suppress(LinAlgError), torch.no_grad():  # of one particle: found below, one by one
                     return graph(latent, *tensors)
         with torch.enable_grad():
             latent = latent.requires_grad_()

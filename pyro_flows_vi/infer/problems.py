@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import pyro
@@ -19,6 +20,7 @@ from pyro_flows_vi.infer._step_graph import Untraceable
 from pyro_flows_vi.infer.log_density import LogDensity
 from pyro_flows_vi.infer.objectives import ELBO, IWELBO, DReG, Estimate, Objective, PathELBO, Tempering
 from pyro_flows_vi.infer.parallel import Ranks, Share
+from pyro_flows_vi.transforms.continuous import with_penalty
 
 __all__ = ["FlowProblem", "Problem", "PyroProblem"]
 
@@ -103,9 +105,10 @@ class FlowProblem:
         return self.ranks.share(self.num_particles, getattr(self.objective, "num_samples", 1))
 
     def estimate(self, fraction: float) -> Estimate:
-        """As the objective has it."""
+        """As the objective has it, and the penalty of continuous flows that were asked for one."""
         temperature = 1.0 if self.tempering is None else self.tempering(fraction)
-        return self.objective(self.guide, self.log_density, self.share.count, temperature)
+        estimate = self.objective(self.guide, self.log_density, self.share.count, temperature)
+        return replace(estimate, loss=with_penalty(estimate.loss, self.guide))
 
     def refine(self) -> None:
         """Twice the particles, up to a bound."""
@@ -152,7 +155,7 @@ class PyroProblem:
     def estimate(self, fraction: float) -> Estimate:
         """The loss, and the ELBO in place of log weights."""
         loss: Tensor = self.elbo.differentiable_loss(self.model, self.guide, *self.args, **self.kwargs)
-        return Estimate(loss, -loss.detach()[None])
+        return Estimate(with_penalty(loss, self.guide), -loss.detach()[None])
 
     def refine(self) -> None:
         """Pyro's estimator keeps its particles."""

@@ -12,9 +12,10 @@ from pyro_flows_vi.nets.velocity import VelocityNet, divergence
 from pyro_flows_vi.numerics.ode import Solver, solve_adaptive, solve_rk4
 from pyro_flows_vi.numerics.tracing import is_traced
 from pyro_flows_vi.transforms._door import checked, positive
+from pyro_flows_vi.transforms._score import score_by_inverse
 from pyro_flows_vi.transforms.base import Flow
 
-__all__ = ["Continuous", "Energies", "regularisation"]
+__all__ = ["Continuous", "Energies", "penalised", "regularisation", "with_penalty"]
 
 Trace = Literal["auto", "exact", "hutchinson"]
 Noise = Literal["rademacher", "normal"]
@@ -52,7 +53,7 @@ class Continuous(Flow):
     steps whatever the error, is compiled and differentiated like any network, and keeps all steps in memory.
 
     With ``kinetic`` or ``jacobian`` above zero, a pass in training mode integrates these energies along the path;
-    :meth:`regularisation` gives their penalty.
+    :meth:`regularisation` gives their penalty, which the loops of this package add to their losses.
 
     Sources: FFJORD: Free-form continuous dynamics for scalable reversible generative models (Grathwohl et al., 2019),
     arXiv:1810.01367; How to train your neural ODE: the world of Jacobian and kinetic regularization (Finlay et al.,
@@ -112,6 +113,12 @@ class Continuous(Flow):
         self.noise, self.kinetic, self.jacobian = noise, kinetic, jacobian
         self.estimated = trace == "hutchinson" or (trace == "auto" and len(hidden_dims) > 2)
         self._penalty: Tensor | None = None
+        self._scoring = False
+
+    @property
+    def penalised(self) -> bool:
+        """Whether a penalty was asked for."""
+        return self.kinetic > 0.0 or self.jacobian > 0.0
 
     @property
     def exact_log_det(self) -> bool:  # type: ignore[override]
@@ -152,7 +159,7 @@ class Continuous(Flow):
         Raises:
             RuntimeError: if there was no such pass since the last reading.
         """
-        if not self.kinetic and not self.jacobian:
+        if not self.penalised:
             return torch.zeros_like(self.net.time_weight[0], requires_grad=False)
         if self._penalty is None:
             raise RuntimeError(
@@ -168,13 +175,21 @@ class Continuous(Flow):
         return final[..., -2], final[..., -1]
 
     def _pass(self, start: Tensor, context: Tensor | None, begin: float, end: float) -> tuple[Tensor, Tensor]:
-        regularised = self.training and (self.kinetic > 0.0 or self.jacobian > 0.0) and not is_traced(start)
+        regularised = self.training and self.penalised and not self._scoring and not is_traced(start)
         final = self._solve(start, context, begin, end, regularised)
         # The integrals run with time; those of a path taken backwards have the other sign.
         sign = 1.0 if end > begin else -1.0
         if regularised:
             self._penalty = sign * (self.kinetic * final[..., -2] + self.jacobian * final[..., -1]).mean()
         return final[..., : self.input_dim].to(start.dtype), (sign * final[..., self.input_dim]).to(start.dtype)
+
+    def _forward_and_score(self, x: Tensor, score: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        y, log_det = self.forward_and_log_det(x, context)
+        self._scoring = True  # the way back is the same path: its energies are not integrated again
+        try:
+            return y, log_det, score_by_inverse(self, y, score, context)
+        finally:
+            self._scoring = False
 
     def _solve(self, start: Tensor, context: Tensor | None, begin: float, end: float, energies: bool) -> Tensor:
         """The state at ``end``: place, trace and, if asked for, energies."""
@@ -229,5 +244,19 @@ def regularisation(flow: nn.Module) -> Tensor:
         >>> flow = Continuous(2, kinetic=0.01, jacobian=0.01)
         >>> loss = -flow.inv(torch.randn(10, 2)).sum() + regularisation(flow)
     """
-    penalties = [step.regularisation() for step in flow.modules() if isinstance(step, Continuous)]
+    penalties = [step.regularisation() for step in _steps(flow)]
     return torch.stack(penalties).sum() if penalties else torch.zeros(())
+
+
+def with_penalty(loss: Tensor, owner: Any) -> Tensor:
+    """``loss`` and :func:`regularisation`, where ``owner`` is a module whose flows were asked for one."""
+    return loss + regularisation(owner) if penalised(owner) else loss
+
+
+def penalised(owner: Any) -> bool:
+    """Whether ``owner`` is a module that holds a continuous step with a penalty."""
+    return isinstance(owner, nn.Module) and any(step.penalised for step in _steps(owner))
+
+
+def _steps(flow: nn.Module) -> list[Continuous]:
+    return [step for step in flow.modules() if isinstance(step, Continuous)]

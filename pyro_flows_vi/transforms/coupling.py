@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_flows_vi.numerics.tempered import scale_shift, unscale_unshift
+from pyro_flows_vi.numerics.tempered import scale_shift, temper, unscale_unshift
 from pyro_flows_vi.transforms._split import SplitFlow
 
 __all__ = ["AffineCoupling", "affine_coupling", "conditional_affine_coupling"]
@@ -21,7 +21,10 @@ class AffineCoupling(SplitFlow):
         y_A = x_A, \qquad y_B = \sigma(x_A) \odot x_B + \mu(x_A), \qquad \log|\det J| = \sum_{i \in B} \log \sigma_i
 
     with :math:`\log \sigma = \tau(s)`, :math:`\tau(s) = 4 \operatorname{asinh}(s / 4)`, as for
-    :class:`~pyro_flows_vi.transforms.AffineAutoregressive`; the additive form has :math:`\sigma = 1`.
+    :class:`~pyro_flows_vi.transforms.AffineAutoregressive`; the additive form has :math:`\sigma = 1`. Damped, it has
+    :math:`\log \sigma = \tau(\operatorname{asinh} s)`: the scale grows like s, and then more slowly yet, so that a
+    chain does not explode where its networks have seen no data. What is lost is steepness, which posteriors want, as
+    that of a funnel.
 
     The first steps of a chain split the coordinates into halves, the next into alternate quarters, and so on; every
     second step takes the complement. After :math:`2 \lceil \log_2 D \rceil` steps every coordinate has met every other
@@ -37,6 +40,7 @@ class AffineCoupling(SplitFlow):
         additive: whether to leave out the scale (NICE).
         step: k, which chooses the split.
         given: the coordinates A, where step k is not to choose them.
+        damped: whether the scale is damped.
     """
 
     def __init__(
@@ -47,9 +51,17 @@ class AffineCoupling(SplitFlow):
         additive: bool = False,
         step: int = 0,
         given: Sequence[int] | None = None,
+        damped: bool = False,
     ) -> None:
         super().__init__(input_dim, context_dim, hidden_dims, torch.zeros(1 if additive else 2), step, given)
-        self.additive = additive
+        self.additive, self.damped = additive, damped and not additive
+
+    def _params(self, given: Tensor, context: Tensor | None) -> Tensor:
+        params = super()._params(given, context)
+        if not self.damped:
+            return params
+        shift, raw = params.chunk(2, dim=-1)
+        return torch.cat([shift, temper(raw, 1.0)], dim=-1)
 
     def _map(self, moved: Tensor, given: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         params = self._params(given, context)
@@ -85,7 +97,7 @@ class AffineCoupling(SplitFlow):
 
     def extra_repr(self) -> str:
         """The dimensions and the form, for ``repr``."""
-        return f"{super().extra_repr()}, additive={self.additive}"
+        return f"{super().extra_repr()}, additive={self.additive}, damped={self.damped}"
 
 
 def affine_coupling(input_dim: int, hidden_dims: Sequence[int] | None = None, **kwargs: Any) -> AffineCoupling:

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_flows_vi.infer._step_graph import refused_flows
 from pyro_flows_vi.infer._update import refused_optimizer
 from pyro_flows_vi.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_flows_vi.infer.compile_mode import Driver
 from pyro_flows_vi.infer.interruption import Interruption, TrainingInterrupted
 from pyro_flows_vi.infer.parallel import Ranks, digest
 from pyro_flows_vi.infer.progress import progress_bar
+from pyro_flows_vi.transforms.continuous import with_penalty
 from pyro_flows_vi.vae.compiled import VAESteps
 from pyro_flows_vi.vae.history import CURVES, History
 from pyro_flows_vi.vae.minibatches import Minibatches, TrainingData
@@ -140,13 +142,9 @@ class Trainer:
             self.best = copy_state(vae)
         elif history.epochs >= settings.warmup_epochs:
             history.waited += 1
-        bar.set_postfix(
-            epoch=history.epochs,
-            beta=f"{beta:.2f}",
-            train=f"{done[0]:.2f}",
-            validation=f"{value:.2f}",
-            refresh=False,
-        )
+        shown = {"beta": beta, "train": done[0], "validation": value}
+        numbers = {name: f"{number:.2f}" for name, number in shown.items()}
+        bar.set_postfix({"epoch": history.epochs, **numbers}, refresh=False)
 
     def loss(self, terms: ELBOTerms, beta: float | Tensor) -> tuple[Tensor, list[Tensor]]:
         """The loss, and what is reported of it."""
@@ -161,7 +159,7 @@ class Trainer:
             p.grad = None
         with self.ranks.share(len(x)) as share:
             loss, report = self.loss(self.vae.elbo(x[share.rows]), self.beta)
-            loss.backward()
+            with_penalty(loss, self.vae).backward()
             means = share.average(self.parameters, *report)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
@@ -244,7 +242,7 @@ class Trainer:
 
     def refusal(self) -> str | None:
         """Why that cannot be, as far as can be told without trying."""
-        return refused_optimizer(self.optimiser, self.parameters)
+        return refused_flows(self.vae) or refused_optimizer(self.optimiser, self.parameters)
 
     def expected_steps(self) -> int:
         """How many steps are still to come, if in doubt rather too few."""
