@@ -28,7 +28,8 @@ def draw_growth(record: dict[str, Any], path: Path) -> None:
         )
     for row in record["memory"]:
         places["memory"].plot(row["sizes"], row["mib"], marker=".", label=row["axis"])
-    places["memory"].legend()
+    if record["memory"]:
+        places["memory"].legend()
     places["memory"].set(xlabel="size", ylabel="MiB", title="peak memory of a step")
     for axis in panels:
         places[axis].set(xlabel=axis, ylabel="seconds")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from growth_figure import draw_growth
+from growth_figure import STYLES, draw_growth
 from measure import RECORDS
 
 from pyro_flows_vi.infer.checkpoint import write_atomically
@@ -128,23 +128,25 @@ def growth(record: dict[str, Any]) -> str:
     for name, kind in dict.fromkeys((row["name"], row["pass"]) for row in record["rows"]):
         found = [cells.get((name, kind, axis)) for axis in axes]
         shown = ["–" if row is None else f"{row['slope']:.2f} (at most {row['expected']})" for row in found]
-        lines.append([f"{name}, {kind}", *shown])
+        lines.append([f"{name}, {kind}" if kind in STYLES else name, *shown])
     memory = "; ".join(
         f"slope {row['slope']:.2f} in {row['axis']}, {row['mib'][-1]:.0f} MiB at {row['sizes'][-1]:,}"
         for row in record["memory"]
     )
-    at = ", ".join(f"{value} {axis}" if axis != "D" else f"D = {value}" for axis, value in record["at"].items())
+    at = ", ".join(f"{axis} {value}" for axis, value in record["at"].items())
     return f"""## Growth of cost
 
 ![seconds against sizes](images/growth.png)
 
 {table(["slope in", *axes], lines)}
 
-The slope of the logarithm of the time ({CLOCKS[record["clock"]]}) in that of a size, and in brackets the power that the
-arithmetic has. The line is fitted where a call takes at least four times as long as at the smallest size, and to
-no fewer than three sizes, so that overhead is the minor part; the other sizes are {at}. All networks have two hidden
-layers of 128 units; the step is that of the eager loop, with an IAF guide of a linear regression. The
-peak of the step's memory, beyond that of the smallest: {memory}.
+The slope of the logarithm of the time ({CLOCKS[record["clock"]]}) in that of a size, and in brackets the power that
+the arithmetic has: of forward, log-determinant and backward where nothing else is said. The line is fitted where a
+call takes at least four times as long as at the smallest size, and to no fewer than the three largest sizes, so that
+overhead is the minor part; where a slope is far below the power, it is not even there. The sizes that do not move are
+{at}, and D = {record["inverse_dim"]} for the inverses. All networks have two hidden layers of
+128 units; the step is that of the eager loop, with an IAF guide of a linear regression. Peak memory of the step,
+beyond what is there before: {memory}. The grey lines have slope one.
 """
 
 
