@@ -97,22 +97,26 @@ class MADE(nn.Module):
         if self.last is None:
             return cast(Tensor, self.constants)[:, None].expand(*x.shape[:-1], self.num_params, 1)
         for i, layer in enumerate(cast("list[nn.Linear]", self.layers)):
-            x = self._product(i, layer, x).squeeze(-2)
+            x = self._product(i, layer, x)
             x = self.activation(x + self.context(context) if i == 0 and self.context is not None else x)
-        return self._product(len(self.layers), self.last, x, self.num_params)
+        return self._product(len(self.layers), self.last, x)
 
-    def _product(self, i: int, layer: nn.Linear, x: Tensor, groups: int = 1) -> Tensor:
-        """A masked layer: ``(*batch, groups, n)``; a large one in strips of outputs, each with the inputs it sees."""
-        mask, strips = getattr(self, f"mask_{i}"), self.strips[i]
+    def _product(self, i: int, layer: nn.Linear, x: Tensor) -> Tensor:
+        """A masked layer, ``(*batch, n)``, and the last one ``(*batch, P, D)``.
+
+        A large one is computed in strips of outputs, each with the inputs it sees.
+        """
+        mask, strips, last = getattr(self, f"mask_{i}"), self.strips[i], layer is self.last
+        shape = (self.num_params if last else 1, -1)
         if len(strips) == 1 or x.shape[:-1].numel() < POINTS:
-            return linear(x, layer.weight * mask, layer.bias).unflatten(-1, (groups, -1))
+            y = linear(x, layer.weight * mask, layer.bias)
+            return y.unflatten(-1, shape) if last else y
         counts = [rows for rows, _ in strips]
-        weights, masks = (v.unflatten(0, (groups, -1)).split(counts, dim=1) for v in (layer.weight, mask))
-        biases = layer.bias.unflatten(0, (groups, -1)).split(counts, dim=1)
+        weights, masks, biases = (v.unflatten(0, shape).split(counts, dim=1) for v in (layer.weight, mask, layer.bias))
         parts = []
         for (_, n), w, m, b in zip(strips, weights, masks, biases, strict=True):
-            part = linear(x[..., :n], (w[..., :n] * m[..., :n]).flatten(0, 1), b.flatten())
-            parts.append(part.unflatten(-1, (groups, -1)))
+            y = linear(x[..., :n], (w[..., :n] * m[..., :n]).flatten(0, 1), b.flatten())
+            parts.append(y.unflatten(-1, shape) if last else y)
         return torch.cat(parts, dim=-1)
 
     def sequential(
