@@ -214,7 +214,7 @@ def competitors(
             else:
                 tasks[name] = made
         except Exception as error:  # a peer that fails is a result too
-            absent[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            absent[name] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1][:200]}"
     try:
         tasks |= numpyro_svi(task, particles)
     except ImportError as error:
