@@ -267,9 +267,12 @@ def test_a_zero_vector_reflects_nothing() -> None:
 @pytest.mark.parametrize("context_dim", [None, 2])
 @pytest.mark.parametrize("hidden_dims", [(3,), (16,), (5, 20), (9, 4, 11)])
 @pytest.mark.parametrize("input_dim", [1, 2, 6])
+@pytest.mark.parametrize("least", [2**18, 4])
 def test_made_is_autoregressive_and_sequential_is_the_same(
-    input_dim: int, hidden_dims: tuple[int, ...], context_dim: int | None
+    least: int, input_dim: int, hidden_dims: tuple[int, ...], context_dim: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(masked, "LEAST", least)  # layers in one piece, and in strips
+    monkeypatch.setattr(masked, "POINTS", 1)
     net = MADE(input_dim, torch.tensor([0.5, -1.0]), hidden_dims, context_dim).double()
     with torch.no_grad():
         for parameter in net.parameters():
@@ -291,6 +294,37 @@ def test_made_is_autoregressive_and_sequential_is_the_same(
     assert torch.equal(found, x)
     assert torch.equal(doubled, 2.0 * x)
     torch.testing.assert_close(torch.cat([s.expand(3, 4, 2, -1) for s in seen], -1), params)
+
+
+@pytest.mark.parametrize("context_dim", [None, 2])
+def test_strips_leave_out_nothing_but_zeros(context_dim: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make() -> MADE:
+        torch.manual_seed(0)
+        return MADE(7, torch.zeros(3), (30, 12), context_dim, torch.tanh).double()
+
+    whole = make()
+    monkeypatch.setattr(masked, "LEAST", 20)
+    monkeypatch.setattr(masked, "POINTS", 1)
+    strips = make()
+    assert [len(layer) for layer in whole.strips] == [1, 1, 1]
+    assert [len(layer) for layer in strips.strips] == [4, 4, 4]
+    for i, mask in enumerate([strips.mask_0, strips.mask_1, strips.mask_2[-7:]]):
+        kept = sum(rows * columns for rows, columns in strips.strips[i])
+        assert mask.count_nonzero() <= kept < 0.8 * mask.numel()
+    with torch.no_grad():
+        for a, b in zip(whole.parameters(), strips.parameters(), strict=True):
+            b.copy_(a.normal_())
+    x, context = torch.randn(5, 7, dtype=F64), None if context_dim is None else torch.randn(5, 2, dtype=F64)
+    found = [net(x, context) for net in (whole, strips)]
+    torch.testing.assert_close(*found)
+    weights = torch.randn_like(found[0])
+    slopes = [
+        torch.autograd.grad((y * weights).sum(), list(n.parameters()))
+        for n, y in zip((whole, strips), found, strict=True)
+    ]
+    torch.testing.assert_close(*slopes)
+    each = torch.func.vmap(strips)(x, context) if context_dim else torch.func.vmap(strips)(x)
+    torch.testing.assert_close(each, found[0])
 
 
 @pytest.mark.parametrize("spread", [0.1, 0.5, 2.0])

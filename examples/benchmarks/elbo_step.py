@@ -1,8 +1,8 @@
 """A step of variational inference with an IAF guide: ours in each mode, Pyro, NumPyro, torch by hand.
 
 The model is eight schools, not centred (D = 10), or a linear regression on 2 D rows with a standard normal prior; the
-guide has two IAF layers with two hidden layers each; the step is the plain ELBO with Adam. Ours, NumPyro's and the
-hand-written one take 64 particles, Pyro's ``SVI`` one.
+guide has two IAF layers with two hidden layers each; the step is the plain ELBO with Adam. Each number of particles
+in each dimension is a cell with a record of its own; a cell that has one is left out.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
+from elbo_models import Work, schools, work
 from measure import RECORDS, clock_for, interleaved, write_record
 from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO
 from pyro.infer.autoguide import AutoIAFNormal
@@ -30,82 +31,51 @@ from pyro_flows_vi.infer import ELBO, LogDensity, PathELBO, Plateau
 from pyro_flows_vi.infer.problems import FlowProblem
 from pyro_flows_vi.infer.training import Training
 
-EFFECTS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
-ERRORS = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
-SCHOOLS_DIM, DEPTH, RATE = 10, 2, 1e-3
-#: steps in a call of those that can do several
-STEPS = 20
+DEPTH, RATE = 2, 1e-3
+#: most steps in a call of those that can do several, and what numbers of all particles together they may be
+STEPS, NUMBERS = 20, 1_000_000
+#: seconds of a step after which a peer is not measured
+LONGEST = 15.0
+#: the largest D of Pyro's JitTrace_ELBO
+JIT_DIM = 100
 
 #: a call, and how many steps it does
 Task = tuple[Callable[[], object], int]
 
 
-def schools(effects: Tensor, errors: Tensor) -> None:
-    """The model, for Pyro and for us."""
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
-    eta = pyro.sample("eta", dist.Normal(torch.zeros(8), 1.0).to_event(1))
-    pyro.sample("effects", dist.Normal(mu + tau * eta, errors).to_event(1), obs=effects)
+def steps_in_a_call(dim: int, particles: int) -> int:
+    """Few where a step is long, as in a fit, which looks at its clock."""
+    return max(1, min(STEPS, NUMBERS // (dim * particles)))
 
 
-def regression(x: Tensor, y: Tensor) -> None:
-    """The model of other dimensions."""
-    w = pyro.sample("w", dist.Normal(torch.zeros(x.shape[1]), 1.0).to_event(1))
-    pyro.sample("y", dist.Normal(x @ w, 1.0).to_event(1), obs=y)
-
-
-class Work(NamedTuple):
-    """A model with its data, and what the guides for it look like."""
-
-    dim: int
-    model: Callable[..., None]
-    args: tuple[Tensor, Tensor]
-    log_density: Callable[[Tensor], Tensor]  # by hand
-    hidden: list[int]
-
-
-def work(dim: int) -> Work:
-    """Eight schools for its dimension, and a regression for every other."""
-    if dim == SCHOOLS_DIM:
-        return Work(dim, schools, (EFFECTS, ERRORS), schools_by_hand, [16, 16])
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2 * dim, dim, generator=generator) / math.sqrt(dim)
-    y = x @ torch.randn(dim, generator=generator) + torch.randn(2 * dim, generator=generator)
-    constant = -0.5 * 3 * dim * math.log(2 * math.pi)
-
-    def by_hand(w: Tensor) -> Tensor:
-        return constant - 0.5 * (w.square().sum(-1) + (y - w @ x.T).square().sum(-1))
-
-    return Work(dim, regression, (x, y), by_hand, [dim, dim])
-
-
-def schools_by_hand(u: Tensor) -> Tensor:
-    """The log density of eight schools in unconstrained space, up to a constant."""
-    mu, log_tau, eta = u[:, 0], u[:, 1], u[:, 2:]
-    tau = log_tau.exp()
-    residual = (EFFECTS - mu[:, None] - tau[:, None] * eta) / ERRORS
-    log_p = -0.5 * ((mu / 5.0).square() + eta.square().sum(-1) + residual.square().sum(-1))
-    return log_p - torch.log1p((tau / 5.0).square()) + log_tau
-
-
-def ours(task: Work, mode: str | bool, particles: int, objective: ELBO | PathELBO) -> Task:
+def ours(
+    task: Work,
+    mode: str | bool,
+    particles: int,
+    objective: ELBO | PathELBO,
+    depth: int = DEPTH,
+    count: int | None = None,
+) -> Task:
     """The loop of a fit, with its checks and its stopping rule."""
-    guide = AutoFlow(task.model, "iaf", DEPTH, hidden_dims=task.hidden, dense=False).setup(*task.args)
+    guide = AutoFlow(task.model, "iaf", depth, hidden_dims=task.hidden, dense=False).setup(*task.args)
     problem = FlowProblem(guide, LogDensity(task.model, *task.args), objective, particles, None)
     training = Training(problem)
     training.configure(None, RATE, None, 10.0, Plateau(drops=10**6), 10**9, 50, mode)
 
+    count = steps_in_a_call(task.dim, particles) if count is None else count
+
     def steps() -> None:
-        until = training.step + STEPS
+        until = training.step + count
         while training.step < until:
             training.advance(until)
 
-    return steps, STEPS
+    return steps, count
 
 
-def pyro_svi(task: Work, guide: Any, loss: Any) -> Task:
+def pyro_svi(task: Work, guide: Any, loss: type[Trace_ELBO], particles: int, **options: Any) -> Task:
     """Pyro's inference."""
-    svi = SVI(task.model, guide, pyro.optim.Adam({"lr": RATE}), loss)
+    estimate = loss(num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=0, **options)
+    svi = SVI(task.model, guide, pyro.optim.Adam({"lr": RATE}), estimate)
     svi.step(*task.args)
     return lambda: svi.step(*task.args), 1
 
@@ -184,7 +154,8 @@ def numpyro_svi(task: Work, particles: int) -> dict[str, Task]:
     svi = numpyro.infer.SVI(model, guide, numpyro.optim.Adam(RATE), loss)
     start = svi.init(jax.random.PRNGKey(0))
     update = jax.jit(lambda state: svi.update(state))
-    loop = jax.jit(lambda state: jax.lax.fori_loop(0, STEPS, lambda i, state: svi.update(state)[0], state))
+    count = steps_in_a_call(task.dim, particles)
+    loop = jax.jit(lambda state: jax.lax.fori_loop(0, count, lambda i, state: svi.update(state)[0], state))
     states = {"step": start, "loop": start}
 
     def step() -> None:
@@ -194,60 +165,69 @@ def numpyro_svi(task: Work, particles: int) -> dict[str, Task]:
     def steps() -> None:
         states["loop"] = jax.block_until_ready(loop(states["loop"]))
 
-    return {"NumPyro, Python loop": (step, 1), "NumPyro, fori_loop": (steps, STEPS)}
+    return {"NumPyro, Python loop": (step, 1), "NumPyro, fori_loop": (steps, count)}
 
 
-def competitors(options: argparse.Namespace) -> tuple[dict[str, Task], dict[str, str]]:
+def competitors(
+    dim: int, particles: int, objective: ELBO | PathELBO, inductor: bool
+) -> tuple[dict[str, Task], dict[str, str]]:
     """The tasks by name, and why others are not there."""
-    objective = PathELBO() if options.path else ELBO()
-    task = work(options.dim)
+    task = work(dim)
+
+    def ours_in(mode: str | bool) -> Callable[[], Task]:
+        return lambda: ours(task, mode, particles, objective)
+
+    def pyros(count: int) -> Task:
+        guide = AutoIAFNormal(task.model, hidden_dim=task.hidden, num_transforms=DEPTH)
+        return pyro_svi(task, guide, Trace_ELBO, count)
+
+    def pyros_jit() -> Task:  # with our guide: in Pyro's own flow guides, an assertion of pyro.ops.jit fails
+        guide = AutoFlow(task.model, "iaf", DEPTH, hidden_dims=task.hidden, dense=False).setup(*task.args)
+        return pyro_svi(task, guide, JitTrace_ELBO, particles, ignore_jit_warnings=True)
+
     makers: dict[str, Callable[[], Task]] = {
-        "ours, eager": lambda: ours(task, False, options.particles, objective),
-        "ours, trace": lambda: ours(task, "trace", options.particles, objective),
-        "Pyro SVI, 1 particle": lambda: pyro_svi(
-            task, AutoIAFNormal(task.model, hidden_dim=task.hidden, num_transforms=DEPTH), Trace_ELBO()
-        ),
-        # with our guide: in Pyro's own flow guides, an assertion of pyro.ops.jit fails
-        "Pyro JitTrace_ELBO, 1 particle": lambda: pyro_svi(
-            task,
-            AutoFlow(task.model, "iaf", DEPTH, hidden_dims=task.hidden, dense=False).setup(*task.args),
-            JitTrace_ELBO(ignore_jit_warnings=True),
-        ),
-        "torch by hand": lambda: by_hand(task, options.particles, compiled=False),
+        "ours, eager": ours_in(False),
+        "ours, trace": ours_in("trace"),
+        "Pyro SVI, 1 particle": lambda: pyros(1),
+        "torch by hand": lambda: by_hand(task, particles, compiled=False),
     }
-    if options.inductor:
-        makers["ours, inductor"] = lambda: ours(task, "inductor", options.particles, objective)
-        makers["torch by hand, torch.compile"] = lambda: by_hand(task, options.particles, compiled=True)
+    if dim <= JIT_DIM:
+        makers["Pyro JitTrace_ELBO"] = pyros_jit
+    if particles > 1:
+        makers["Pyro SVI"] = lambda: pyros(particles)
+    if inductor:
+        makers["ours, inductor"] = ours_in("inductor")
+        makers["torch by hand, torch.compile"] = lambda: by_hand(task, particles, compiled=True)
     tasks: dict[str, Task] = {}
     absent: dict[str, str] = {}
+    if dim > JIT_DIM:
+        absent["Pyro JitTrace_ELBO"] = "two steps were not done after ten minutes of a loaded machine"
     for name, make in makers.items():
         torch.manual_seed(0)
         try:
-            tasks[name] = make()
-            tasks[name][0]()
+            made = make()
+            made[0]()
+            began = time.perf_counter()
+            made[0]()
+            if (seconds := (time.perf_counter() - began) / made[1]) > LONGEST:
+                absent[name] = f"a step takes {seconds:.0f} s"
+            else:
+                tasks[name] = made
         except Exception as error:  # a peer that fails is a result too
-            tasks.pop(name, None)
-            absent[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            absent[name] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1][:200]}"
     try:
-        tasks |= numpyro_svi(task, options.particles)
+        tasks |= numpyro_svi(task, particles)
     except ImportError as error:
         absent["NumPyro"] = str(error)
     return tasks, absent
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--particles", type=int, default=64)
-    parser.add_argument("--dim", type=int, default=SCHOOLS_DIM, help="10 for eight schools, else of a regression")
-    parser.add_argument("--path", action="store_true", help="ours by the path gradient, our default")
-    parser.add_argument("--inductor", action="store_true", help="also what takes a C++ compiler and a minute")
-    parser.add_argument("--out", type=Path, help="the record; docs/records/benchmarks/elbo_step-DIM.json by default")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    warnings.simplefilter("ignore")
-    tasks, absent = competitors(options)
+def measure(dim: int, particles: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The record of a cell."""
+    torch.compiler.reset()  # so that a shape is not taken for another value of one that was compiled
+    pyro.clear_param_store()
+    objective = PathELBO() if options.path else ELBO()
+    tasks, absent = competitors(dim, particles, objective, options.inductor)
     clock = clock_for(options.threads)
     calls = interleaved({name: call for name, (call, _) in tasks.items()}, options.repeats, clock=clock)
     seconds = {name: calls[name] / steps for name, (_, steps) in tasks.items()}
@@ -257,19 +237,38 @@ def main() -> None:
         print(f"{name:34} {1e3 * value:8.3f} ms   {best} / it = {seconds[best] / value:.2f}")
     for name, why in absent.items():
         print(f"{name:34} {why}")
-    write_record(
-        options.out or RECORDS / f"elbo_step-{options.dim}.json",
-        {
-            "clock": clock.__name__,
-            "dim": options.dim,
-            "particles": options.particles,
-            "objective": "path" if options.path else "elbo",
-            "seconds": seconds,
-            "ours": best,
-            "ratios": ratios,
-            "absent": absent,
-        },
-    )
+    return {
+        "clock": clock.__name__,
+        "dim": dim,
+        "particles": particles,
+        "objective": "path" if options.path else "elbo",
+        "repeats": options.repeats,
+        "seconds": seconds,
+        "ours": best,
+        "ratios": ratios,
+        "absent": absent,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--particles", nargs="+", type=int, default=[1, 64, 1024])
+    parser.add_argument("--dims", nargs="+", type=int, default=[10, 100, 1000], help="10 for eight schools")
+    parser.add_argument("--path", action="store_true", help="ours by the path gradient, our default")
+    parser.add_argument("--inductor", action="store_true", help="also what takes a C++ compiler and a minute")
+    parser.add_argument("--again", action="store_true", help="also cells that have a record")
+    parser.add_argument("--out", type=Path, default=RECORDS, help="the folder of the records")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore")
+    for dim, particles in product(options.dims, options.particles):
+        path = options.out / f"elbo_step-{dim}-{particles}.json"
+        if path.exists() and not options.again:
+            continue
+        print(f"D = {dim}, {particles} particles", flush=True)
+        write_record(path, measure(dim, particles, options))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -77,6 +79,16 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": installed,
     }
+
+
+def megabytes() -> float:
+    """The peak of this process so far, in MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux, ru_maxrss begins with the peak of the process that started this one
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def clock_for(threads: int) -> Callable[[], float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 import pyro
 import torch
-from measure import RECORDS, clock_for, interleaved, write_record
+from measure import RECORDS, clock_for, interleaved, megabytes, write_record
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -154,16 +153,6 @@ def competitors(images: Tensor, inductor: bool) -> dict[str, Task]:
         tasks["ours, cudagraph"] = ours(images, "cudagraph")
         tasks["torch, CUDA graph"] = by_hand(images, "cudagraph")
     return tasks
-
-
-def megabytes() -> float:
-    """The peak of this process so far, in MiB."""
-    status = Path("/proc/self/status")
-    if status.exists():  # on Linux, ru_maxrss begins with the peak of the process that started this one
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def memory_of(images: int, samples: int, threads: int) -> dict[str, Any]:

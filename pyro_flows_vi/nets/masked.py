@@ -20,14 +20,16 @@ Pair = tuple[Tensor, Tensor]
 BLOCK = 128
 #: after so many rounds of a block its coordinates are computed one by one
 ROUNDS = 16
+#: most strips of a large layer, the weights that each has at least, and the points that pay for taking it apart
+STRIPS, LEAST, POINTS = 4, 2**18, 64
 
 
 class MADE(nn.Module):
     r"""Masked autoencoder: P parameters for each coordinate i, as a function of :math:`x_1, \dots, x_{i-1}`.
 
     The hidden units of every layer are sorted by their degree, the number of coordinates that they see. Every mask
-    is then a staircase, and :meth:`sequential` can compute each hidden unit exactly once while the
-    coordinates appear one by one.
+    is then a staircase: a large layer leaves out most of its zeros, and :meth:`sequential` can compute each hidden
+    unit exactly once while the coordinates appear one by one.
 
     A context enters the first hidden layer unmasked; units of degree 0, which see only the context, carry it
     to the first coordinate.
@@ -70,7 +72,9 @@ class MADE(nn.Module):
         outputs = torch.arange(input_dim).repeat(self.num_params)  # an output sees the units of lower degree
         masks = [b[:, None] >= a for a, b in zip(degrees[:-1], [*degrees[1:]], strict=True)]
         self.layers = nn.ModuleList(nn.Linear(mask.shape[1], mask.shape[0]) for mask in masks)
+        self.strips: list[list[tuple[int, int]]] = []
         for i, mask in enumerate([*masks, outputs[:, None] >= degrees[-1]]):
+            self.strips.append(_strips(mask[-input_dim:] if i == len(masks) else mask, mask.numel()))
             self.register_buffer(f"mask_{i}", mask.to(torch.get_default_dtype()), persistent=False)
         self.seen = [[int((d <= i).sum()) for i in range(input_dim)] for d in degrees]  # units of degree <= i
         # Where a hidden unit appears: coordinates between two cuts depend on the same units, and on none of each other.
@@ -93,10 +97,27 @@ class MADE(nn.Module):
         if self.last is None:
             return cast(Tensor, self.constants)[:, None].expand(*x.shape[:-1], self.num_params, 1)
         for i, layer in enumerate(cast("list[nn.Linear]", self.layers)):
-            x = linear(x, layer.weight * getattr(self, f"mask_{i}"), layer.bias)
+            x = self._product(i, layer, x)
             x = self.activation(x + self.context(context) if i == 0 and self.context is not None else x)
-        x = linear(x, self.last.weight * getattr(self, f"mask_{len(self.layers)}"), self.last.bias)
-        return x.unflatten(-1, (self.num_params, self.input_dim))
+        return self._product(len(self.layers), self.last, x)
+
+    def _product(self, i: int, layer: nn.Linear, x: Tensor) -> Tensor:
+        """A masked layer, ``(*batch, n)``, and the last one ``(*batch, P, D)``.
+
+        A large one is computed in strips of outputs, each with the inputs it sees.
+        """
+        mask, strips, last = getattr(self, f"mask_{i}"), self.strips[i], layer is self.last
+        shape = (self.num_params if last else 1, -1)
+        if len(strips) == 1 or x.shape[:-1].numel() < POINTS:
+            y = linear(x, layer.weight * mask, layer.bias)
+            return y.unflatten(-1, shape) if last else y
+        counts = [rows for rows, _ in strips]
+        weights, masks, biases = (v.unflatten(0, shape).split(counts, dim=1) for v in (layer.weight, mask, layer.bias))
+        parts = []
+        for (_, n), w, m, b in zip(strips, weights, masks, biases, strict=True):
+            y = linear(x[..., :n], (w[..., :n] * m[..., :n]).flatten(0, 1), b.flatten())
+            parts.append(y.unflatten(-1, shape) if last else y)
+        return torch.cat(parts, dim=-1)
 
     def sequential(
         self,
@@ -146,6 +167,16 @@ class MADE(nn.Module):
             known = [torch.cat(pair, dim=-1) for pair in zip(known, units, strict=True)]
             numbers.append(number)
         return known[0].view(*batch, -1), torch.cat(numbers, dim=-1).view(*batch, -1)
+
+
+def _strips(mask: Tensor, size: int) -> list[tuple[int, int]]:
+    """The rows of a staircase in strips of nearly equal height: how many rows each has, and how many columns it sees.
+
+    Four strips leave out three eighths of a square, all of it zeros.
+    """
+    count = min(STRIPS, len(mask), max(1, size // LEAST))
+    ends = [len(mask) * (k + 1) // count for k in range(count)]
+    return [(end - start, int(mask[end - 1].sum())) for start, end in pairwise([0, *ends])]
 
 
 class _Block:
