@@ -361,7 +361,7 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.parametrize("family", [AutoFlow, guides.AutoNAF])
+@pytest.mark.parametrize("family", [AutoFlow, guides.AutoNAF, guides.AutoIAF])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.filterwarnings("ignore")
 def test_objectives(objective: str, family: type[AutoFlow]) -> None:
