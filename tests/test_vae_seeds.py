@@ -25,6 +25,7 @@ from pyro_flows_vi.vae import (
     Protocol,
     SeedsFailed,
     TrainingInterrupted,
+    _seed_steps,
     build_vae,
     load_record,
     load_row,
@@ -36,6 +37,7 @@ from pyro_flows_vi.vae import (
     train_row_seeds,
     train_seeds,
 )
+from pyro_flows_vi.vae._seed_steps import SeedSteps
 
 SEEDS = (3, 0, 7)
 #: three whole minibatches of 50 in an epoch, and one of 40
@@ -47,11 +49,11 @@ def settings(**overrides: Any) -> Protocol:
     return protocol("demo", **{**small, **overrides})
 
 
-class Double:
-    """Digits in double precision."""
+class InDouble:
+    """Images in double precision."""
 
-    def __init__(self) -> None:
-        self.data = Watched(rows=ROWS)
+    def __init__(self, data: Any = None) -> None:
+        self.data = data or Watched(rows=ROWS)
         self.train, self.validation = self.data.train, self.data.validation.double()
 
     def batches(self, batch_size: int, generator: torch.Generator) -> Any:
@@ -108,7 +110,7 @@ def test_each_seed_is_what_it_is_alone(name: str, options: dict[str, Any]) -> No
     """In double precision; each has its own first weights, minibatches, noise and clipping."""
     chosen = settings(**options)
     first, second = ([vae.double() for vae in fresh(name, **options)] for _ in range(2))
-    require_same((first, together(first, Double(), chosen)), (second, alone(second, Double(), chosen)), 1e-9)
+    require_same((first, together(first, InDouble(), chosen)), (second, alone(second, InDouble(), chosen)), 1e-9)
     assert not torch.equal(first[0].posterior.heads.weight, first[1].posterior.heads.weight)
 
 
@@ -153,6 +155,57 @@ def test_models_are_their_own_again_afterwards() -> None:
         assert not vae.training
         for p in vae.parameters():
             assert p.untyped_storage().nbytes() == p.numel() * p.element_size()
+
+
+# -- steps as graphs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["joined", "apart"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("none", {}), ("planar-10", {"optimiser": "adamax"}), ("iaf", {"max_epochs": 2})],
+    ids=["none", "planar", "iaf"],
+)
+def test_a_trace_of_all_is_what_each_is_alone(
+    name: str, options: dict[str, Any], large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether parameters are joined, as many small ones are, or not; a bad step is skipped in the graph."""
+    monkeypatch.setattr(_seed_steps, "LARGE", 0 if large else 10**6)
+    data, chosen = Spoilt(SEEDS[1], lambda k, x: x * math.nan if k == 2 else None), settings(**options)
+    first, second = ([vae.double() for vae in fresh(name, **options)] for _ in range(2))
+    histories = together(first, InDouble(data), chosen, compile="trace")
+    require_same((first, histories), (second, alone(second, InDouble(data), chosen)), 1e-8)
+    assert [history.skipped_steps for history in histories] == [0, chosen.max_epochs, 0]
+
+
+def test_dropout_in_a_trace_is_each_seeds_own() -> None:
+    first, second = ([with_dropout(seed) for seed in SEEDS] for _ in range(2))
+    require_same((first, together(first, compile="trace")), (second, alone(second)), 1e-5)
+
+
+def test_a_trace_for_each_number_of_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that stop early leave; and a run may be interrupted, and go on step by step."""
+    chosen = settings(learning_rate=0.06, warmup_epochs=0, early_stop_epochs=0, max_epochs=12, schedule="constant")
+    made: list[int] = []
+    prepare = SeedSteps._trace
+    monkeypatch.setattr(
+        SeedSteps, "_trace", lambda self, *given: made.append(len(self.stack.members)) or prepare(self, *given)
+    )
+    first, second = fresh(), fresh()
+    histories = together(first, chosen=chosen, compile="trace")
+    require_same((first, histories), (second, alone(second, chosen=chosen)), 2e-4)
+    assert made[0] == 3 and len(made) == len(set(made)) == len({history.epochs for history in histories})
+
+
+@pytest.mark.parametrize(("first", "then"), [("trace", "trace"), ("trace", False), (False, "trace")])
+def test_modes_go_on_from_each_others_checkpoints(first: Any, then: Any, tmp_path: Path) -> None:
+    whole, again = fresh(), fresh()
+    expected = together(whole, compile=then if then == first else False)
+    paths = paths_in(tmp_path)
+    with pytest.raises(TrainingInterrupted):
+        together(fresh(), Watched(interrupt, ROWS), checkpoints=paths, compile=first)
+    histories = together(again, checkpoints=paths, resume=True, compile=then)
+    require_same((again, histories), (whole, expected), 0.0 if first == then else 1e-5)
 
 
 # -- bad steps ---------------------------------------------------------------------------------------
@@ -242,9 +295,10 @@ def test_checkpoints_are_those_of_each_alone(tmp_path: Path) -> None:
     require_same((second, histories), (whole, expected), 1e-5)
 
 
-def test_a_checkpoint_is_no_larger_than_of_one_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [False, "trace"])
+def test_a_checkpoint_is_no_larger_than_of_one_alone(mode: Any, tmp_path: Path) -> None:
     chosen = settings(max_epochs=1)
-    together(fresh(), chosen=chosen, checkpoints=paths_in(tmp_path))
+    together(fresh(), chosen=chosen, checkpoints=paths_in(tmp_path), compile=mode)
     train(fresh()[0], Watched(rows=ROWS), chosen, seed=SEEDS[0], device="cpu", progress=False,
           checkpoint=tmp_path / "alone.ckpt")  # fmt: skip
     sizes = [path.stat().st_size for path in (*paths_in(tmp_path), tmp_path / "alone.ckpt")]

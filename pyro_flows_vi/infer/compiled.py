@@ -222,13 +222,17 @@ class CompiledSteps(abc.ABC):
             gradients = [gradient * scale for gradient in gradients]
         counts.add_(finite)
         steps, averaged = counts.unbind()
-        # the inductor makes one kernel of it anyway, and TorchScript drops a kernel that only writes into lists
-        kernel = self.mode == "cudagraph" or (self.mode == "trace" and not self.flat)
-        fused = kernel and (not control.is_cuda or norm.dtype == torch.float32)
-        update(self.optimizer, (parameters, first, second), gradients, steps, control[0], finite, fused)
+        trained = parameters, first, second
+        update(self.optimizer, trained, gradients, steps, control[0], finite, self._fused(gradients[0]))
         for average, parameter in zip(averages, parameters, strict=False):
             average.lerp_(parameter, (finite / averaged.clamp(min=1.0)).to(average.dtype))
         return [numbers]
+
+    def _fused(self, gradient: Tensor) -> bool:
+        """Whether the update is one kernel."""
+        # the inductor makes one of it anyway, and TorchScript drops a kernel that only writes into lists
+        kernel = self.mode == "cudagraph" or (self.mode == "trace" and not self.flat)
+        return kernel and (not gradient.is_cuda or gradient.dtype == torch.float32)
 
     # -- the state -----------------------------------------------------------------------------------
 
@@ -285,11 +289,12 @@ class CompiledSteps(abc.ABC):
             torch._foreach_copy_(self.average()[0], average)
         steps, averaged = counts.tolist()
         self.set_averaged(int(averaged))
-        group = self.optimizer.param_groups[0]
-        near = group.get("fused") or group.get("capturable")
-        device = parameters[0].device if near else "cpu"
-        dtype = torch.float32 if group.get("fused") else torch.get_default_dtype()
-        each = torch.full((len(parameters),), steps, dtype=dtype, device=device).unbind()
-        names = MOMENTS[type(self.optimizer)]
+        names, each = MOMENTS[type(self.optimizer)], self._counters(steps, len(parameters))
         for p, count, pair in zip(self.parameters, each, zip(first, second, strict=True), strict=True):
             self.optimizer.state[p] = {"step": count, **dict(zip(names, pair, strict=True))}
+
+    def _counters(self, steps: float, number: int) -> Sequence[Tensor]:
+        """Counts of steps for so many parameters, as the optimiser keeps them."""
+        fused, capturable = (self.optimizer.param_groups[0].get(option) for option in ("fused", "capturable"))
+        device = self.parameters[0].device if fused or capturable else "cpu"
+        return torch.full((number,), steps, dtype=torch.float32 if fused else None, device=device).unbind()

@@ -11,6 +11,7 @@ from pyro_flows_vi.infer.compile_mode import Driver
 from pyro_flows_vi.infer.interruption import Interruption, TrainingInterrupted
 from pyro_flows_vi.infer.parallel import Ranks
 from pyro_flows_vi.infer.progress import progress_bar
+from pyro_flows_vi.vae._seed_steps import SeedSteps
 from pyro_flows_vi.vae._stack import Member, Stack, refused, unstack
 from pyro_flows_vi.vae.history import History
 from pyro_flows_vi.vae.trainer import Outcome
@@ -96,6 +97,8 @@ class Seeds:
         if group != self.group:
             unstack([member for member in self.group if member not in group])
             self.stack = Stack(group)
+            if self.driver.steps is not None:
+                self.driver.steps = self.compiled_steps(str(self.driver.mode))
 
     def _epoch(self, interruption: Interruption, bar: Any, checkpoint_every: int) -> None:
         for member in self.group:
@@ -147,13 +150,13 @@ class Seeds:
         """One step of each of the group."""
         return self.stack.step()
 
-    def compiled_steps(self, mode: str) -> Any:
-        """There are none, as :meth:`refusal` says."""
-        raise ValueError(self.refusal())
+    def compiled_steps(self, mode: str) -> SeedSteps:
+        """The steps as graphs."""
+        return SeedSteps(self.stack, mode)
 
-    def refusal(self) -> str:
+    def refusal(self) -> str | None:
         """Why that cannot be, as far as can be told without trying."""
-        return "several seeds are trained step by step"
+        return self.members[0].refusal()
 
     def expected_steps(self) -> int:
         """How many steps are still to come, if in doubt rather too few."""

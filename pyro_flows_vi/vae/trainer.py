@@ -271,7 +271,7 @@ class Trainer:
             return
         state = {
             "history": dataclasses.asdict(self.history),
-            "model": copy_state(self.vae),  # of its own storage, where it is part of a stack
+            "model": self.vae.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "best": self.best,
             "mode": self.driver.state(),
