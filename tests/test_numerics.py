@@ -13,7 +13,8 @@ from pyro_flows_vi.nets import masked
 from pyro_flows_vi.nets.masked import MADE
 from pyro_flows_vi.numerics.linear import matvec, reflect, unit, vecmat
 from pyro_flows_vi.numerics.roots import solve_monotone, solve_tanh
-from pyro_flows_vi.numerics.stable import log_softplus, sech2, slope_from, softplus_one, temper
+from pyro_flows_vi.numerics.stable import log_softplus, sech2, slope_from, softplus_one
+from pyro_flows_vi.numerics.tempered import scale_shift, temper, unscale_unshift
 
 F64 = torch.float64
 
@@ -361,3 +362,28 @@ def test_shared_reflections_agree_with_those_of_each_point(reverse: bool) -> Non
     one_by_one = reflect(x, units.expand(5, 6, 4), reverse)
     torch.testing.assert_close(reflect(x, units, reverse), one_by_one)
     torch.testing.assert_close(reflect(one_by_one, units, not reverse), x)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_scale_shift_and_its_derivatives(inverse: bool) -> None:
+    def plain(x: Tensor, shift: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale = 4.0 * torch.asinh(raw / 4.0)
+        y = (x - shift) * torch.exp(-log_scale) if inverse else log_scale.exp() * x + shift
+        return y, log_scale.expand(y.shape)
+
+    apply = unscale_unshift if inverse else scale_shift
+    x, shift, raw = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((5, 3), (3,), (3,)))
+    given = x, shift, raw
+    cotangents = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    for got, want in zip(apply(*given), plain(*given), strict=True):
+        torch.testing.assert_close(got, want)
+    got = torch.autograd.grad(apply(*given), given, cotangents)
+    for a, b in zip(got, torch.autograd.grad(plain(*given), given, cotangents), strict=True):
+        torch.testing.assert_close(a, b)
+    assert torch.autograd.gradcheck(apply, given)
+    assert torch.autograd.gradgradcheck(lambda x, s: apply(x, s * x, s + x), (x, raw))  # parameters that depend on x
+    with torch.no_grad():
+        torch.testing.assert_close(apply(*given), plain(*given))
+    torch.testing.assert_close(
+        torch.func.vmap(apply)(x, shift.expand(5, 3), raw.expand(5, 3)), plain(x, shift.expand(5, 3), raw)
+    )

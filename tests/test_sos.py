@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.polynomial import Polynomial
 
-from pyro_flows_vi.numerics.stable import temper
+from pyro_flows_vi.numerics.tempered import temper
 from pyro_flows_vi.transforms.elementwise import SumOfSquares
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_flows_vi import flows
 from pyro_flows_vi import transforms as ours
-from pyro_flows_vi.transforms import Autoregressive, Compose, Coupling, Elementwise, LULinear, Permute
+from pyro_flows_vi.transforms import Autoregressive, Compose, Coupling, Elementwise, LULinear, Reverse
 from pyro_flows_vi.transforms.elementwise import CubicSpline, LinearSpline, QuadraticSpline, RationalQuadraticSpline
 from pyro_flows_vi.transforms.elementwise._bins import below, find, find_share, share_at, shares, take
 from pyro_flows_vi.transforms.elementwise._spline import Spline
@@ -241,11 +241,11 @@ def test_recipes_have_linear_layers_as_the_paper_has() -> None:
     assert {type(f.map) for f in steps} == {CubicSpline} and {f.map.bins for f in steps} == {5}
     assert len({tuple(f.order.tolist()) for f in steps}) == 3  # no two steps split alike
     chain = flows.build("nsf-ar", 4, num_transforms=2)
-    assert [type(f).__name__ for f in chain] == ["LULinear", "Inverse", "Permute"] * 2 + ["LULinear"]
+    assert [type(f).__name__ for f in chain] == ["LULinear", "Inverse", "Reverse"] * 2 + ["LULinear"]
     assert chain.fast_inverse and not chain.fast_forward
     sampler = flows.build("nsf-iaf", 4, num_transforms=2)
     assert sampler.fast_forward and not sampler.fast_inverse
-    assert isinstance(sampler, Compose) and sum(isinstance(f, (LULinear, Permute)) for f in sampler) == 5
+    assert isinstance(sampler, Compose) and sum(isinstance(f, (LULinear, Reverse)) for f in sampler) == 5
     with pytest.raises(ValueError, match="'spline' of flow 'nsf': expected one of 'rational-quadratic', 'cubic'"):
         flows.build("nsf", 4, spline="quartic")
 

@@ -70,7 +70,7 @@ def _run_pyro(posterior: Any, make_guide: Callable[..., Any], seed: int) -> Outc
     try:
         with poutine.block():
             elbo.loss(posterior.model, guide, *posterior.args)
-    except RuntimeError:
+    except (IndexError, RuntimeError):  # a model that does not broadcast over particles
         pyro.clear_param_store()
         guide, elbo, particles = make_guide(posterior.model), Trace_ELBO(), 1
     svi = SVI(posterior.model, guide, optimizer, elbo)

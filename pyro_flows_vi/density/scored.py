@@ -56,7 +56,7 @@ class Scored(nn.Module):
     @property
     def scaling(self) -> Scaling:
         """The fixed scale of the data."""
-        scaling = self.chain[1]
+        scaling = self.chain.flows[1]
         assert isinstance(scaling, Scaling)
         return scaling
 

@@ -29,7 +29,7 @@ from pyro_flows_vi.transforms.neural_autoregressive import (
     conditional_neural_autoregressive,
     neural_autoregressive,
 )
-from pyro_flows_vi.transforms.permute import Permute, permute, reverse
+from pyro_flows_vi.transforms.permute import Permute, Reverse, permute, reverse
 from pyro_flows_vi.transforms.planar import Planar, conditional_planar, planar
 from pyro_flows_vi.transforms.radial import Radial, conditional_radial, radial
 from pyro_flows_vi.transforms.residual import Residual, conditional_residual, residual
@@ -71,6 +71,7 @@ __all__ = [
     "Planar",
     "Radial",
     "Residual",
+    "Reverse",
     "SplineAutoregressive",
     "SplineCoupling",
     "SumOfSquaresAutoregressive",

@@ -17,8 +17,8 @@ __all__ = ["SplitFlow"]
 class SplitFlow(Flow):
     """What couplings share: the coordinates A, which stay, set the parameters of the rest, B.
 
-    Step k of a chain splits the coordinates by one binary digit of their index, and every second step by its
-    complement. A single coordinate has no other to depend on: then A is empty.
+    The first steps of a chain split the coordinates into halves, the next into alternate quarters, and so on; every
+    second step takes the complement. A single coordinate has no other to depend on: then A is empty.
 
     Args:
         input_dim: D.
@@ -46,10 +46,11 @@ class SplitFlow(Flow):
             raise ValueError(f"expected step to be an integer from 0 on, got {step!r}")
         first = _digit_split(input_dim, step) if given is None else _checked(input_dim, given)
         self.num_given = len(first)
+        rest = sorted(set(range(input_dim)) - set(first))
+        #: whether A and B are neighbours as they are, in this order or the other; then nothing has to be moved
+        self.in_order, self.turned = first + rest == [*range(input_dim)], rest + first == [*range(input_dim)]
         #: coordinates of A first, and back
-        self.register_buffer(
-            "order", torch.tensor([*first, *sorted(set(range(input_dim)) - set(first))]), persistent=False
-        )
+        self.register_buffer("order", torch.tensor([*first, *rest]), persistent=False)
         self.register_buffer("back", torch.argsort(self.order), persistent=False)
         seen, moved = self.num_given + (context_dim or 0), input_dim - self.num_given
         hidden_dims = (min(128, max(32, 2 * input_dim)),) * 2 if hidden_dims is None else hidden_dims
@@ -65,11 +66,17 @@ class SplitFlow(Flow):
             self.net = ParameterNet({"params": init})
 
     def _split(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        value = value.index_select(-1, self.order)
+        if self.turned:
+            cut = self.input_dim - self.num_given
+            return value[..., cut:], value[..., :cut]
+        value = value if self.in_order else value.index_select(-1, self.order)
         return value[..., : self.num_given], value[..., self.num_given :]
 
     def _join(self, given: Tensor, moved: Tensor) -> Tensor:
-        return torch.cat([given, moved], dim=-1).index_select(-1, self.back)
+        if self.turned:
+            return torch.cat([moved, given], dim=-1)
+        value = torch.cat([given, moved], dim=-1)
+        return value if self.in_order else value.index_select(-1, self.back)
 
     def _params(self, given: Tensor, context: Tensor | None) -> Tensor:
         """The parameters of B, all first ones before all second ones: ``(*batch, P * len(B))``."""
@@ -83,8 +90,10 @@ class SplitFlow(Flow):
 def _digit_split(input_dim: int, step: int) -> list[int]:
     if input_dim == 1:
         return []
-    digit = step // 2 % (input_dim - 1).bit_length()
-    return [i for i in range(input_dim) if (i >> digit) & 1 == step % 2]
+    digits = (input_dim - 1).bit_length()
+    digit = digits - 1 - step // 2 % digits
+    places = [(i << digits) // input_dim for i in range(input_dim)]  # different, and spread over all numbers of digits
+    return [i for i, place in enumerate(places) if (place >> digit) & 1 == step % 2]
 
 
 def _checked(input_dim: int, given: Sequence[int]) -> list[int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pyro_flows_vi.nets.masked import MADE
-from pyro_flows_vi.numerics.stable import temper
+from pyro_flows_vi.numerics.tempered import scale_shift, temper, unscale_unshift
 from pyro_flows_vi.transforms._score import score_by_substitution
 from pyro_flows_vi.transforms.base import Flow
 
@@ -59,30 +59,38 @@ class AffineAutoregressive(Flow):
         init = torch.tensor([0.0, self.gate_bias if gated else 0.0])
         self.net = MADE(input_dim, init, hidden_dims, context_dim)
 
-    def _shift_and_log_scale(self, shift: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale = temper(raw)
-        if self.gated:
-            return shift * torch.sigmoid(-log_scale), logsigmoid(log_scale)
-        return shift, log_scale
+    def _map(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        shift, raw = params.unbind(-2)
+        if not self.gated:
+            return scale_shift(x, shift, raw)
+        gate = temper(raw)
+        log_scale = logsigmoid(gate)
+        return torch.addcmul(shift * torch.sigmoid(-gate), x, log_scale.exp()), log_scale
+
+    def _inverse_map(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        shift, raw = params.unbind(-2)
+        if not self.gated:
+            return unscale_unshift(y, shift, raw)
+        gate = temper(raw)
+        log_scale = logsigmoid(gate)
+        return (y - shift * torch.sigmoid(-gate)) * torch.exp(-log_scale), log_scale
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One pass of the network."""
-        shift, log_scale = self._shift_and_log_scale(*self.net(x, context).unbind(-2))
-        return torch.addcmul(shift, x, log_scale.exp()), log_scale.sum(-1)
+        y, log_scale = self._map(x, self.net(x, context))
+        return y, log_scale.sum(-1)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Coordinates in sequence, which together cost the arithmetic of one pass or little more."""
 
         def step(part: slice, params: Tensor) -> tuple[Tensor, Tensor]:
-            shift, log_scale = self._shift_and_log_scale(*params.unbind(-2))
-            return (y[..., part] - shift) * torch.exp(-log_scale), log_scale
+            return self._inverse_map(y[..., part], params)
 
         x, log_scale = self.net.sequential(y.shape[:-1], step, context)
         return x, log_scale.sum(-1)
 
     def _forward_and_score(self, x: Tensor, score: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        shift, log_scale = self._shift_and_log_scale(*self.net(x, context).unbind(-2))
-        y = torch.addcmul(shift, x, log_scale.exp())
+        y, log_scale = self._map(x, self.net(x, context))
         return y, log_scale.sum(-1), score_by_substitution(x, y, log_scale, score)
 
     def extra_repr(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -63,26 +64,26 @@ class Compose(Flow):
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """All flows in order; the log-determinants add up."""
-        log_det: Tensor | float = 0.0
+        terms = []
         for flow in self:
             x, term = flow.forward_and_log_det(x, None if flow.context_dim is None else context)
-            log_det = log_det + term
-        return x, torch.as_tensor(log_det)
+            terms.append(term)
+        return x, functools.reduce(torch.add, terms)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """All inverses in reverse order."""
-        log_det: Tensor | float = 0.0
+        terms = []
         for flow in reversed(list(self)):
             y, term = flow.inverse_and_log_det(y, None if flow.context_dim is None else context)
-            log_det = log_det + term
-        return y, torch.as_tensor(log_det)
+            terms.append(term)
+        return y, functools.reduce(torch.add, terms)
 
     def _forward_and_score(self, x: Tensor, score: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        log_det: Tensor | float = 0.0
+        terms = []
         for flow in self:
             x, term, score = flow.forward_and_score(x, score, None if flow.context_dim is None else context)
-            log_det = log_det + term
-        return x, torch.as_tensor(log_det), score
+            terms.append(term)
+        return x, functools.reduce(torch.add, terms), score
 
     def __len__(self) -> int:
         return len(self.flows)

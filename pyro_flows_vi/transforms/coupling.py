@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_flows_vi.numerics.stable import temper
+from pyro_flows_vi.numerics.tempered import scale_shift, unscale_unshift
 from pyro_flows_vi.transforms._split import SplitFlow
 
 __all__ = ["AffineCoupling", "affine_coupling", "conditional_affine_coupling"]
@@ -23,9 +23,9 @@ class AffineCoupling(SplitFlow):
     with :math:`\log \sigma = \tau(s)`, :math:`\tau(s) = 4 \operatorname{asinh}(s / 4)`, as for
     :class:`~pyro_flows_vi.transforms.AffineAutoregressive`; the additive form has :math:`\sigma = 1`.
 
-    Step k of a chain splits the coordinates by one binary digit of their index, and every second step by its
-    complement, so that after :math:`2 \lceil \log_2 D \rceil` steps every coordinate has met every other in both roles.
-    Both directions are one pass of the network.
+    The first steps of a chain split the coordinates into halves, the next into alternate quarters, and so on; every
+    second step takes the complement. After :math:`2 \lceil \log_2 D \rceil` steps every coordinate has met every other
+    in both roles. Both directions are one pass of the network.
 
     Source: NICE: Non-linear independent components estimation (Dinh et al., 2014), arXiv:1410.8516; Density estimation
     using Real NVP (Dinh et al., 2016), arXiv:1605.08803.
@@ -51,29 +51,28 @@ class AffineCoupling(SplitFlow):
         super().__init__(input_dim, context_dim, hidden_dims, torch.zeros(1 if additive else 2), step, given)
         self.additive = additive
 
-    def _shift_and_log_scale(self, given: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _map(self, moved: Tensor, given: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         params = self._params(given, context)
-        if self.additive:
-            return params, torch.zeros_like(params)
-        shift, raw = params.chunk(2, dim=-1)
-        return shift, temper(raw)
+        return (moved + params, torch.zeros_like(params)) if self.additive else scale_shift(moved, *params.chunk(2, -1))
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One pass of the network."""
         given, moved = self._split(x)
-        shift, log_scale = self._shift_and_log_scale(given, context)
-        return self._join(given, torch.addcmul(shift, moved, log_scale.exp())), log_scale.sum(-1)
+        moved, log_scale = self._map(moved, given, context)
+        return self._join(given, moved), log_scale.sum(-1)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One pass of the network."""
         given, moved = self._split(y)
-        shift, log_scale = self._shift_and_log_scale(given, context)
-        return self._join(given, (moved - shift) * torch.exp(-log_scale)), log_scale.sum(-1)
+        params = self._params(given, context)
+        if self.additive:
+            return self._join(given, moved - params), y.new_zeros(y.shape[:-1])
+        moved, log_scale = unscale_unshift(moved, *params.chunk(2, -1))
+        return self._join(given, moved), log_scale.sum(-1)
 
     def _forward_and_score(self, x: Tensor, score: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         given, moved = self._split(x)
-        shift, log_scale = self._shift_and_log_scale(given, context)
-        moved = torch.addcmul(shift, moved, log_scale.exp())
+        moved, log_scale = self._map(moved, given, context)
         score_given, score_moved = self._split(score)
         score_moved = score_moved * torch.exp(-log_scale.detach())
         if given.shape[-1]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyro_flows_vi.nets.masked import MADE
 from pyro_flows_vi.numerics.log_space import soft_bound
 from pyro_flows_vi.numerics.roots import solve_monotone
-from pyro_flows_vi.numerics.stable import temper
+from pyro_flows_vi.numerics.tempered import temper
 from pyro_flows_vi.transforms.base import Flow
 from pyro_flows_vi.transforms.monotone import MIXTURES, dense_sigmoidal
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_flows_vi.numerics.stable import temper
+from pyro_flows_vi.numerics.tempered import scale_shift, unscale_unshift
 from pyro_flows_vi.transforms.elementwise.base import ElementwiseMap
 
 __all__ = ["AffineMap"]
@@ -30,10 +30,8 @@ class AffineMap(ElementwiseMap):
 
     def forward_and_log_slope(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """One product and one sum."""
-        shift, log_scale = params[..., 0], temper(params[..., 1])
-        return torch.addcmul(shift, x, log_scale.exp()), log_scale.expand(x.shape)
+        return scale_shift(x, params[..., 0], params[..., 1])
 
     def inverse_and_log_slope(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """One sum and one product."""
-        shift, log_scale = params[..., 0], temper(params[..., 1])
-        return (y - shift) * torch.exp(-log_scale), log_scale.expand(y.shape)
+        return unscale_unshift(y, params[..., 0], params[..., 1])

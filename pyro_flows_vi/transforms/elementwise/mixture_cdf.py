@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 
 from pyro_flows_vi.numerics.gaussian import log_mills, log_survival, upper_quantile
 from pyro_flows_vi.numerics.roots import solve_monotone
-from pyro_flows_vi.numerics.stable import temper
+from pyro_flows_vi.numerics.tempered import scale_shift, temper, unscale_unshift
 from pyro_flows_vi.transforms._door import positive
 from pyro_flows_vi.transforms.elementwise.base import ElementwiseMap
 
@@ -112,9 +112,8 @@ class MixtureCDF(ElementwiseMap):
         y, log_slope = self._cdf(x, move, offset, log_scale, log_weight, self.link)
         if not self.rescale:
             return y, log_slope
-        shift, raw = rest.unbind(-1)
-        stretch = temper(raw)
-        return torch.addcmul(shift, y, stretch.exp()), log_slope + stretch
+        y, stretch = scale_shift(y, *rest.unbind(-1))
+        return y, log_slope + stretch
 
     def _cdf(
         self, x: Tensor, move: Tensor, offset: Tensor, log_scale: Tensor, log_weight: Tensor, link: str
@@ -141,7 +140,7 @@ class MixtureCDF(ElementwiseMap):
         """By a root search over all coordinates together, of some ten evaluations of the map."""
         move, offset, log_scale, log_weight, rest = parts = self._parts(params)
         if self.rescale:
-            y = (y - rest[..., 0]) * torch.exp(-temper(rest[..., 1]))
+            y = unscale_unshift(y, *rest.unbind(-1))[0]
         straight = "logit" if self.kind == "logistic" else "normal"
         if self.link != straight:  # the search is for the quantile that makes the tails of the map lines
             side = _sign(y)

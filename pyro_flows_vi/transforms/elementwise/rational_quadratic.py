@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_flows_vi.numerics.stable import temper
+from pyro_flows_vi.numerics.tempered import temper
 from pyro_flows_vi.transforms.elementwise._bins import find_share, share_at, take
 from pyro_flows_vi.transforms.elementwise._spline import Spline
 

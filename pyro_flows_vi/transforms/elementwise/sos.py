@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_flows_vi.numerics.quadrature import gauss_legendre
 from pyro_flows_vi.numerics.roots import solve_monotone
-from pyro_flows_vi.numerics.stable import temper
+from pyro_flows_vi.numerics.tempered import temper
 from pyro_flows_vi.transforms._door import positive
 from pyro_flows_vi.transforms.elementwise.base import ElementwiseMap
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_flows_vi.nets.dense import check_widths
 from pyro_flows_vi.numerics.quadrature import RULES, integral
 from pyro_flows_vi.numerics.roots import solve_monotone
-from pyro_flows_vi.numerics.stable import temper
+from pyro_flows_vi.numerics.tempered import temper
 from pyro_flows_vi.transforms._door import positive
 from pyro_flows_vi.transforms.elementwise.base import ElementwiseMap
 
