@@ -17,6 +17,7 @@ from watched import DIGITS, Change, Watched
 
 from pyro_flows_vi import flows
 from pyro_flows_vi.cli import main
+from pyro_flows_vi.infer.parallel import Ranks
 from pyro_flows_vi.transforms import Permute
 from pyro_flows_vi.vae import (
     VAE,
@@ -36,8 +37,10 @@ from pyro_flows_vi.vae import (
     train_row,
     train_row_seeds,
     train_seeds,
+    training,
 )
 from pyro_flows_vi.vae._seed_steps import SeedSteps
+from pyro_flows_vi.vae._stack import Member
 
 SEEDS = (3, 0, 7)
 #: three whole minibatches of 50 in an epoch, and one of 40
@@ -328,6 +331,12 @@ def with_encoder(*layers: nn.Module) -> VAE:
     return VAE(FlowPosterior(nn.Sequential(nn.Linear(64, 16), *layers), 16, 4), nn.Linear(4, 64))
 
 
+def partly_frozen() -> list[VAE]:
+    vaes = fresh()
+    vaes[1].decoder.requires_grad_(False)
+    return vaes
+
+
 def shared() -> list[VAE]:
     vae = with_encoder()
     return [vae] * 3
@@ -340,6 +349,7 @@ def shared() -> list[VAE]:
         (lambda: [with_encoder(nn.BatchNorm1d(16)) for _ in SEEDS], "a module keeps a state that a step changes"),
         (lambda: [with_encoder(Python(s)) for s in SEEDS], "the losses would be .* not those in brackets"),
         (lambda: [with_encoder(), *fresh()[:2]], "the models differ in names or shapes of their parameters"),
+        (partly_frozen, "the models differ in class, dtype, or what of them is trained"),
         (shared, "two of the models share parameters"),
         (
             lambda: [
@@ -349,7 +359,7 @@ def shared() -> list[VAE]:
             "an adaptive solver cannot be vmapped over the parameters",
         ),
     ],
-    ids=["values", "state", "python", "shapes", "shared", "solver"],
+    ids=["values", "state", "python", "shapes", "frozen", "shared", "solver"],
 )
 def test_models_that_cannot_be_one_program(vaes: Any, message: str) -> None:
     chosen = vaes()
@@ -395,6 +405,27 @@ def test_one_record_a_seed(tmp_path: Path) -> None:
             assert curve == pytest.approx(expected[name], abs=1e-4), name
     with pytest.raises(ValueError, match="holds an older run"):
         train_row_seeds(DIGITS, "demo", "planar-10", tmp_path / "together", seeds=(0, 2), **options)
+
+
+def test_the_records_of_the_others_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    end_epoch = Member.end_epoch
+
+    def fail(self: Member) -> None:
+        if self.identity["seed"] == 2:
+            raise ValueError("epoch 1: no")
+        end_epoch(self)
+
+    monkeypatch.setattr(Member, "end_epoch", fail)
+    with pytest.raises(SeedsFailed, match="1 of 2 trainings failed, the others are done: seed 2, epoch 1: no"):
+        train_row_seeds(DIGITS, "demo", "none", tmp_path, seeds=(0, 2), overrides=TINY, device="cpu", progress=False)
+    assert [path.name for path in tmp_path.glob("*.json")] == ["demo-digits-none-seed0.json"]
+    load_row(next(tmp_path.glob("*.json")), DIGITS)
+
+
+def test_processes_that_share_a_run_take_one_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "join", lambda: Ranks(0, 2))
+    with pytest.raises(ValueError, match="several seeds are one program of one process: start it without torchrun"):
+        together(fresh())
 
 
 def test_the_command_line(tmp_path: Path) -> None:

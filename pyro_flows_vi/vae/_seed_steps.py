@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,29 +17,41 @@ from pyro_flows_vi.infer.compiled import LARGE, CompiledSteps
 from pyro_flows_vi.vae._stack import Stack
 from pyro_flows_vi.vae.trainer import Outcome
 
+if TYPE_CHECKING:
+    from pyro_flows_vi.vae.seeds import Seeds
+
 __all__ = ["SeedSteps"]
 
 
 class SeedSteps(CompiledSteps):
-    """Those of a :class:`~pyro_flows_vi.vae._stack.Stack`, with a norm, a count of steps and a check of each member.
+    """Those of the :class:`~pyro_flows_vi.vae._stack.Stack` of the moment, with a norm and a count for each member.
 
     The state is that of one training, with the members as the first dimension of every tensor.
 
     Args:
-        stack: the trainings.
+        seeds: whose stack is trained; where it is another one than at the last step, there is a new trace.
         mode: see :class:`CompiledSteps`.
     """
 
-    def __init__(self, stack: Stack, mode: str) -> None:
-        first = stack.members[0]
+    def __init__(self, seeds: Seeds, mode: str) -> None:
+        self.seeds = seeds
+        self._owners: list[int] = []  # of the draws of a trace
+        self._begin(seeds.stack, mode)
+
+    def _begin(self, stack: Stack, mode: str) -> None:
+        first, self.stack = stack.members[0], stack
         super().__init__(stack.trained, stack.optimiser, mode, first.settings.clip_norm)
-        self.stack, self.rows_in_a_batch = stack, min(first.settings.batch_size, len(first.data.train))
+        self.rows_in_a_batch = min(first.settings.batch_size, len(first.data.train))
         self.sizes = [p.numel() for p in first.parameters]
         self.flat = sum(self.sizes) <= LARGE * len(self.sizes)
-        self._owners: list[int] = []  # of the draws of a trace
+
+    def _follow(self) -> None:
+        if self.stack is not self.seeds.stack:
+            self._begin(self.seeds.stack, self.mode)
 
     def run(self, most: int) -> list[list[Outcome]]:
         """At least one step of each and up to ``most`` of this epoch, as many as fit into a quarter of a second."""
+        self._follow()
         if self.tensors() is None:
             return [self.stack.step()]
         steps: list[list[list[float]]] = self.rows(most)  # type: ignore[assignment]
@@ -65,6 +78,10 @@ class SeedSteps(CompiledSteps):
         for member in self.stack.members:
             member.minibatches.take()
 
+    def before_trace(self) -> None:
+        """Turn to the stack of the moment."""
+        self._follow()
+
     def modules(self) -> list[nn.Module]:
         """Of the one model that stands for all."""
         return [self.stack.members[0].vae]
@@ -79,6 +96,7 @@ class SeedSteps(CompiledSteps):
 
     def prepare(self, deadline: float = math.inf, calls: float = math.inf) -> Step:
         """As of one training; the members' streams stay where they are."""
+        self._follow()
         states = [member.stream.state for member in self.stack.members]
         try:
             return super().prepare(deadline, calls)

@@ -64,16 +64,23 @@ class Stack:
     """The parameters of some trainings, stacked; theirs become views of it.
 
     Args:
-        members: the trainings, of the same settings and of one architecture.
+        members: the trainings, of the same settings.
 
     Attributes:
         trained: the stacked parameters ``(members, *shape)`` that have a gradient.
+
+    Raises:
+        ValueError: for models of different classes, dtypes or frozen parameters.
     """
 
     @torch.no_grad()
     def __init__(self, members: Sequence[Member]) -> None:
-        self.members, model = list(members), members[0].vae
-        parameters, buffers = torch.func.stack_module_state([member.vae for member in members])
+        self.members = list(members)
+        models = [member.vae.train() for member in members]
+        kinds = {tuple((p.dtype, p.requires_grad) for p in model.parameters()) for model in models}
+        if len(kinds) > 1 or len({type(model) for model in models}) > 1:
+            raise ValueError(refused("the models differ in class, dtype, or what of them is trained"))
+        parameters, buffers = torch.func.stack_module_state(models)
         self.pieces = list(parameters.values())
         self.trained = [piece for piece in self.pieces if piece.requires_grad]
         for i, member in enumerate(members):
@@ -82,7 +89,7 @@ class Stack:
         # one mask for all is cheaper than a stack of them
         differ = [name for name, stack in buffers.items() if not bool((stack == stack[:1]).all())]
         self.buffers = [buffers[name] for name in differ]
-        self.places = [*model.parameters(), *(model.get_buffer(name) for name in differ)]
+        self.places = [*models[0].parameters(), *(models[0].get_buffer(name) for name in differ)]
         # one call for all; where the gradient of a member is None nothing changes, not even the count of its steps
         self.optimiser = make_optimiser(members[0].settings, [p for member in members for p in member.parameters])
         for member in members:
@@ -165,7 +172,8 @@ class Stack:
             raise ValueError(refused(_reason(error))) from error
         finally:
             self._restore(states)
-        if not torch.allclose(together, alone, rtol=ROUNDING, equal_nan=True):
+        rounding = ROUNDING if self.members[0].settings.matmul_precision == "highest" else 10 * ROUNDING
+        if not torch.allclose(together, alone, rtol=rounding, equal_nan=True):
             said = ", ".join(f"{a:.6g} ({b:.6g})" for a, b in zip(together.tolist(), alone.tolist(), strict=True))
             raise ValueError(refused(f"the losses would be {said}, and not those in brackets, of each model alone"))
 

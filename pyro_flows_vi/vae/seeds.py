@@ -57,8 +57,8 @@ class Seeds:
             raise ValueError(refused("two of the models share parameters"))
         if any(member.identity["parameters"] != members[0].identity["parameters"] for member in members):
             raise ValueError(refused("the models differ in names or shapes of their parameters"))
-        self.stack = Stack(members)
         try:
+            self.stack = Stack(members)
             self.stack.check()
             self.driver = Driver(self, compile)
         except ValueError:
@@ -97,8 +97,6 @@ class Seeds:
         if group != self.group:
             unstack([member for member in self.group if member not in group])
             self.stack = Stack(group)
-            if self.driver.steps is not None:
-                self.driver.steps = self.compiled_steps(str(self.driver.mode))
 
     def _epoch(self, interruption: Interruption, bar: Any, checkpoint_every: int) -> None:
         for member in self.group:
@@ -152,7 +150,7 @@ class Seeds:
 
     def compiled_steps(self, mode: str) -> SeedSteps:
         """The steps as graphs."""
-        return SeedSteps(self.stack, mode)
+        return SeedSteps(self, mode)
 
     def refusal(self) -> str | None:
         """Why that cannot be, as far as can be told without trying."""

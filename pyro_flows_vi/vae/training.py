@@ -118,10 +118,10 @@ def train_seeds(
     to rounding; so a checkpoint of either way can be resumed in the other, and one that has stopped, or failed, leaves
     the others as they are. Those behind, after they were resumed, go first until all are level.
 
-    A step makes the calls of kernels of one step, and their arithmetic S times. That pays where calls are what costs:
-    on a GPU, and for small networks. It does not where products of large matrices take the time. The memory is that of
-    S trainings: weights, gradients, the optimiser's moments, best weights and activations; and of the weights once
-    more, for a moment, when one of them stops. Validation and checkpoints are one after the other.
+    A step makes the calls of kernels of one step, and their arithmetic S times. That pays where calls are what costs,
+    as in small networks and on a GPU, and does not where products of large matrices on a CPU take the time. The memory
+    is that of S trainings: weights, gradients, the optimiser's moments, best weights and activations; and of the
+    weights once more, for a moment, when one of them stops. Validation and checkpoints are one after the other.
 
     Args:
         vaes: of one architecture, trained in place.
