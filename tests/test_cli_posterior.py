@@ -221,6 +221,8 @@ def test_wrong_arguments_are_told(folder: Path) -> None:
     assert "row 2 has 1 values" in refused(model, "--data", folder / "bad.csv", *out)
     (folder / "nan.csv").write_text("x,y\n1,\n2,3\n")
     assert "observed site 'obs' holds 1 NaN" in refused(model, "--data", folder / "nan.csv", *TINY, *out)
+    again = run(model, "--data", folder / "table.csv", *TINY, *out)  # where a failed run left a record of nothing
+    assert again.exit_code == 0, again.output
 
 
 def test_wrong_settings_are_told(folder: Path) -> None:

@@ -77,6 +77,8 @@ class Run:
             raise ValueError("the diagnosis needs ArviZ: pip install arviz h5netcdf")
         path = self.out / "report.json"
         older = _read_record(path) if path.exists() and not overwrite else None
+        if older is not None and older.get("fit") is None and not self.checkpoint.exists():
+            older = None  # it failed before there was anything to lose, say by data with NaN
         if older is not None and not resume:
             raise ValueError(f"{path} is the record of an older run: say --resume, --overwrite, or another --out")
         if older is not None and (changed := differences(older["asked"], self.asked)):

@@ -65,7 +65,7 @@ def _tempered(x: Tensor, radius: Tensor, k: float) -> Tensor:
 
 def _radius(x: Tensor, k: float) -> Tensor:
     # torch's hypot would not overflow so soon, and takes ten times as long.
-    return torch.addcmul(x.new_full((), k * k), x, x).sqrt_()
+    return x.square().add_(k * k).sqrt_()
 
 
 def scale_shift(x: Tensor, shift: Tensor, raw: Tensor) -> Pair:
@@ -96,7 +96,9 @@ def unscale_unshift(y: Tensor, shift: Tensor, raw: Tensor) -> Pair:
 def _affine(x: Tensor, shift: Tensor, raw: Tensor, inverse: bool) -> Pair:
     if _composite() or not (torch.is_grad_enabled() and (x.requires_grad or shift.requires_grad or raw.requires_grad)):
         return _affine_composite(x, shift, raw, inverse)
-    result, log_scale = _Affine.apply(*torch.broadcast_tensors(x, shift, raw), inverse)
+    if not x.shape == shift.shape == raw.shape:
+        x, shift, raw = torch.broadcast_tensors(x, shift, raw)
+    result, log_scale = _Affine.apply(x, shift, raw, inverse)
     return result, log_scale
 
 

@@ -66,11 +66,12 @@ class SplitFlow(Flow):
             self.net = ParameterNet({"params": init})
 
     def _split(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        sizes = [self.num_given, self.input_dim - self.num_given]
         if self.turned:
-            cut = self.input_dim - self.num_given
-            return value[..., cut:], value[..., :cut]
-        value = value if self.in_order else value.index_select(-1, self.order)
-        return value[..., : self.num_given], value[..., self.num_given :]
+            moved, given = value.split(sizes[::-1], dim=-1)
+        else:
+            given, moved = (value if self.in_order else value.index_select(-1, self.order)).split(sizes, dim=-1)
+        return given, moved
 
     def _join(self, given: Tensor, moved: Tensor) -> Tensor:
         if self.turned:

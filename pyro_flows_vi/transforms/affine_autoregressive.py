@@ -63,17 +63,15 @@ class AffineAutoregressive(Flow):
         shift, raw = params.unbind(-2)
         if not self.gated:
             return scale_shift(x, shift, raw)
-        gate = temper(raw)
-        log_scale = logsigmoid(gate)
-        return torch.addcmul(shift * torch.sigmoid(-gate), x, log_scale.exp()), log_scale
+        shift, log_scale = _gate(shift, raw)
+        return torch.addcmul(shift, x, log_scale.exp()), log_scale
 
     def _inverse_map(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         shift, raw = params.unbind(-2)
         if not self.gated:
             return unscale_unshift(y, shift, raw)
-        gate = temper(raw)
-        log_scale = logsigmoid(gate)
-        return (y - shift * torch.sigmoid(-gate)) * torch.exp(-log_scale), log_scale
+        shift, log_scale = _gate(shift, raw)
+        return (y - shift) * torch.exp(-log_scale), log_scale
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One pass of the network."""
@@ -96,6 +94,12 @@ class AffineAutoregressive(Flow):
     def extra_repr(self) -> str:
         """The dimensions and the form, for ``repr``."""
         return f"{super().extra_repr()}, gated={self.gated}"
+
+
+def _gate(shift: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+    """The shift and the logarithm of the scale, which is a gate between the old value and a new one."""
+    gate = temper(raw)
+    return shift * torch.sigmoid(-gate), logsigmoid(gate)
 
 
 def affine_autoregressive(
