@@ -17,6 +17,7 @@ from watched import DIGITS, Change, Watched
 
 from pyro_flows_vi import flows
 from pyro_flows_vi.cli import main
+from pyro_flows_vi.infer import compile_mode
 from pyro_flows_vi.infer.parallel import Ranks
 from pyro_flows_vi.transforms import Permute
 from pyro_flows_vi.vae import (
@@ -209,6 +210,32 @@ def test_modes_go_on_from_each_others_checkpoints(first: Any, then: Any, tmp_pat
         together(fresh(), Watched(interrupt, ROWS), checkpoints=paths, compile=first)
     histories = together(again, checkpoints=paths, resume=True, compile=then)
     require_same((again, histories), (whole, expected), 0.0 if first == then else 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")  # torch's inductor uses what torch has deprecated
+@pytest.mark.skipif(
+    not (compile_mode.has_compiler() and os.environ.get("PYRO_FLOWS_VI_COMPILE")),
+    reason="takes a C++ compiler and a minute: set PYRO_FLOWS_VI_COMPILE=1",
+)
+@pytest.mark.parametrize("large", [False, True], ids=["joined", "apart"])
+def test_the_inductor_gives_each_what_it_is_alone(large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_seed_steps, "LARGE", 0 if large else 10**6)
+    first, second = fresh(), fresh()
+    require_same((first, together(first, compile="inductor")), (second, alone(second)), 1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="takes a GPU")
+@pytest.mark.parametrize("mode", [False, "trace", "cudagraph"])
+@pytest.mark.parametrize("large", [False, True], ids=["joined", "apart"])
+def test_each_seed_is_what_it_is_alone_on_a_gpu(mode: Any, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_seed_steps, "LARGE", 0 if large else 10**6)
+    data, first, second = DIGITS.to("cuda"), fresh(), fresh()
+    histories = together(first, data, device="cuda", compile=mode)
+    expected = [
+        train(vae, data, settings(), seed=seed, device="cuda", progress=False)
+        for vae, seed in zip(second, SEEDS, strict=True)
+    ]
+    require_same((first, histories), (second, expected), 1e-4)
 
 
 # -- bad steps ---------------------------------------------------------------------------------------
