@@ -90,6 +90,27 @@ hence the two rows bound 5000 samples of 10,000 images, which `--full` runs.
 """
 
 
+def seeds(record: dict[str, Any]) -> str:
+    modes = list(dict.fromkeys(name.split(",")[0] for name in record["rows"][0]["seconds"]))
+    lines = []
+    for row in record["rows"]:
+        cells = []
+        for mode in modes:
+            alone, together = (row["seconds"][f"{mode}, {way}"] for way in ("one by one", "together"))
+            cells += [f"{1e3 * alone:.2f}", f"{1e3 * together:.2f}", f"{together / alone:.2f}"]
+        lines.append([row["model"], f"{row['parameters']:,}", *cells])
+    header = [f"{mode}, {cell}" for mode in modes for cell in ("one by one", "together", "ratio")]
+    where = "on one GPU" if record["device"] != "cpu" else CLOCKS[record["clock"]]
+    return f"""## Several seeds of a VAE as one program
+
+Milliseconds of a step of each of {record["seeds"]} seeds, on {record["batch"]} images each ({where}): those of as many
+trainings one by one, and the one step of `train_seeds`. The named rows are those of the table, with the network of the
+`demo` protocol (64 pixels, 64 hidden units); the last one is the network of the table above.
+
+{table(["network", "parameters", *header], lines)}
+"""
+
+
 def elbo_steps(records: Sequence[dict[str, Any]]) -> str:
     """A table for each dimension, with a column for each number of particles."""
     tables = []
@@ -241,6 +262,7 @@ def main() -> None:
         "density": density,
         "inverse": inverse,
         "vae": vae,
+        "seeds": seeds,
         "posterior_time": posterior_time,
         "residual_memory": residual,
         "continuous_memory": continuous,

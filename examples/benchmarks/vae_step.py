@@ -75,8 +75,7 @@ def ours(images: Tensor, mode: str | bool) -> Task:
         while done < STEPS:
             outcomes = trainer.driver.run(STEPS - done)
             done += len(outcomes)
-            for outcome in outcomes:
-                trainer._count(*outcome)
+            trainer.count(outcomes)
 
     return steps
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -32,7 +33,15 @@ def vae() -> None:
 @click.argument("row")
 @click.option("--protocol", default="mlp", show_default=True, help="Preset: mlp, gated-conv or demo.")
 @data_options
-@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--seed",
+    "seeds",
+    type=int,
+    multiple=True,
+    default=(0,),
+    show_default=True,
+    help="May be repeated: the seeds are then trained as one program, with a record each.",
+)
 @click.option(
     "--out",
     type=FOLDER,
@@ -61,7 +70,7 @@ def train(
     protocol: str,
     data: str,
     data_dir: Path | None,
-    seed: int,
+    seeds: tuple[int, ...],
     out: Path,
     overrides: tuple[str, ...],
     options: tuple[str, ...],
@@ -74,31 +83,33 @@ def train(
     """Train one ROW of the table (none, planar-10, iaf, ...) and write its record.
 
     Ctrl-C saves the state; the same command with --resume ends with the same bits. Processes that torchrun started
-    share every minibatch.
+    share every minibatch of one seed.
     """
     from pyro_flows_vi import datasets
     from pyro_flows_vi.infer.parallel import join
-    from pyro_flows_vi.vae import train_row
+    from pyro_flows_vi.vae import train_row, train_row_seeds
 
     ranks = join()
     with choices_told():
-        path = train_row(
-            ranks.after_first(lambda: datasets.load(data, data_dir)),
-            protocol,
-            row,
-            out,
-            seed=seed,
-            overrides=settings(overrides),
-            num_transforms=num_transforms,
-            flow_options=settings(options),
-            resume=resume,
-            overwrite=overwrite,
-            compile=False if mode == "no" else mode,
-            device=device,
-        )
+        common: dict[str, Any] = {
+            "overrides": settings(overrides),
+            "num_transforms": num_transforms,
+            "flow_options": settings(options),
+            "resume": resume,
+            "overwrite": overwrite,
+            "compile": False if mode == "no" else mode,
+            "device": device,
+        }
+        loaded = ranks.after_first(lambda: datasets.load(data, data_dir))
+        if len(seeds) == 1:
+            paths = [train_row(loaded, protocol, row, out, seed=seeds[0], **common)]
+        else:
+            paths = train_row_seeds(loaded, protocol, row, out, seeds=seeds, **common)
     where = "" if data_dir is None else f" --data-dir {data_dir}"
     if ranks.first:
-        click.echo(f"record: {path}\nnext: pyro-flows-vi vae evaluate {path} --data {data}{where}")
+        for path in paths:
+            click.echo(f"record: {path}")
+        click.echo(f"next: pyro-flows-vi vae evaluate {' '.join(map(str, paths))} --data {data}{where}")
 
 
 @vae.command()

@@ -17,7 +17,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_flows_vi.transforms.continuous import penalised
 
-__all__ = ["Limit", "Step", "Untraceable", "finish", "lift_draws", "put_in_place", "refused_flows", "share_of_products"]
+__all__ = [
+    "Limit",
+    "Step",
+    "Untraceable",
+    "finish",
+    "lift_draws",
+    "put_back",
+    "put_in_place",
+    "refused_flows",
+    "share_of_products",
+    "watch_buffers",
+]
 
 #: takes the state, the controls, the tensors and the draws; changes the state in place and gives it back with a report
 Step = Callable[..., tuple[Sequence[Tensor], Tensor]]
@@ -43,15 +54,16 @@ class Untraceable(ValueError):
 
 @contextmanager
 def put_in_place(module: nn.Module, parameters: Sequence[Tensor], pieces: Sequence[Tensor]) -> Iterator[None]:
-    """Other tensors in the place of parameters, wherever the module holds them, for a while.
+    """Other tensors in the place of parameters or buffers, wherever the module holds them, for a while.
 
     ``torch.func.functional_call`` does not put back a parameter that a module holds by two names.
     """
     others = {id(p): piece for p, piece in zip(parameters, pieces, strict=True)}
     places: list[tuple[dict[str, Any], str, Any]] = [
-        (owner._parameters, name, parameter)
+        (held, name, parameter)
         for owner in module.modules()
-        for name, parameter in owner._parameters.items()
+        for held in (owner._parameters, owner._buffers)
+        for name, parameter in held.items()
         if id(parameter) in others
     ]
     try:
@@ -67,6 +79,21 @@ def refused_flows(owner: Any) -> str | None:
     """Why the flows in a module cannot be part of a graph."""
     said = "the penalty of a continuous flow (kinetic, jacobian) does not get out of a trace"
     return said if penalised(owner) else None
+
+
+def watch_buffers(modules: Sequence[nn.Module]) -> list[tuple[Tensor, int, Tensor]]:
+    """The buffers of modules, with their versions and their values, for :func:`put_back`."""
+    buffers = [buffer for module in modules for buffer in module.buffers()]
+    return [(buffer, buffer._version, buffer.detach().clone()) for buffer in buffers]
+
+
+def put_back(before: list[tuple[Tensor, int, Tensor]]) -> bool:
+    """Give buffers the values that they had; whether any had changed."""
+    # not every kernel that writes into a buffer counts that as a new version of it
+    changed = any(b._version != version or not torch.equal(b, value) for b, version, value in before)
+    for buffer, _, value in before if changed else ():
+        buffer.data.copy_(value)
+    return changed
 
 
 class Limit(TorchDispatchMode):

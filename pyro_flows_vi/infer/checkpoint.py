@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 __all__ = ["differences", "load_checkpoint", "save_checkpoint", "write_atomically"]
 
@@ -56,7 +58,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: Any, *, kind: str, sett
         settings: what has to be the same for a state to fit, e.g. the architecture; JSON values.
     """
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(tree_map_only(Tensor, _compact, state), buffer)
     payload = buffer.getbuffer()
     header = {
         "format": FORMAT,
@@ -155,6 +157,11 @@ def _split(path: Path, content: bytes) -> tuple[dict[str, Any], memoryview]:
             f"{path}: expected a file that starts with the header of a {FORMAT}, got {bytes(content[:24])!r}"
         )
     return header, memoryview(content)[end + 1 :]
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """The same values in a storage of their own, since all of a storage would be written."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _digest(header: Mapping[str, Any], payload: memoryview | bytes) -> str:

@@ -15,7 +15,16 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_flows_vi.infer._step_graph import Limit, Step, Untraceable, finish, lift_draws, share_of_products
+from pyro_flows_vi.infer._step_graph import (
+    Limit,
+    Step,
+    Untraceable,
+    finish,
+    lift_draws,
+    put_back,
+    share_of_products,
+    watch_buffers,
+)
 from pyro_flows_vi.infer._update import MOMENTS, update
 from pyro_flows_vi.infer._vectorise import FAILURES
 
@@ -153,12 +162,12 @@ class CompiledSteps(abc.ABC):
     def count_calls(self) -> int:
         """The calls of kernels in a step that is not traced, whose loops end as soon as they are done."""
         self.before_trace()
-        before = self._buffers()
+        before = watch_buffers(self.modules())
         try:
             with torch.random.fork_rng(), torch.no_grad(), Limit() as limit:
                 self._step(*(value.clone() for value in self._inputs()))
         finally:
-            _put_back(before)
+            put_back(before)
         return limit.calls
 
     def key(self) -> tuple[Any, ...]:
@@ -169,7 +178,7 @@ class CompiledSteps(abc.ABC):
 
     def _trace(self, inputs: tuple[Tensor, ...], limit: Limit) -> tuple[GraphModule, list[Callable[[], Tensor]]]:
         self.before_trace()
-        before = self._buffers()
+        before = watch_buffers(self.modules())
         try:
             # one mode for the shapes of all nodes: the tracer would make one for each, at a third of its time
             with tracing(TracingContext(FakeTensorMode())), limit:
@@ -181,7 +190,7 @@ class CompiledSteps(abc.ABC):
             said = "it goes on by values that it computes, such as whether a solver has converged"
             raise Untraceable(said if reads else str(error).strip().split("\n")[0]) from error
         finally:
-            changed = _put_back(before)
+            changed = put_back(before)
         if changed:
             raise Untraceable("a module keeps a state that a step changes")
         trained = {p.data_ptr() for p in self.parameters}
@@ -213,13 +222,17 @@ class CompiledSteps(abc.ABC):
             gradients = [gradient * scale for gradient in gradients]
         counts.add_(finite)
         steps, averaged = counts.unbind()
-        # the inductor makes one kernel of it anyway, and TorchScript drops a kernel that only writes into lists
-        kernel = self.mode == "cudagraph" or (self.mode == "trace" and not self.flat)
-        fused = kernel and (not control.is_cuda or norm.dtype == torch.float32)
-        update(self.optimizer, (parameters, first, second), gradients, steps, control[0], finite, fused)
+        trained = parameters, first, second
+        update(self.optimizer, trained, gradients, steps, control[0], finite, self._fused(gradients[0]))
         for average, parameter in zip(averages, parameters, strict=False):
             average.lerp_(parameter, (finite / averaged.clamp(min=1.0)).to(average.dtype))
         return [numbers]
+
+    def _fused(self, gradient: Tensor) -> bool:
+        """Whether the update is one kernel."""
+        # the inductor makes one of it anyway, and TorchScript drops a kernel that only writes into lists
+        kernel = self.mode == "cudagraph" or (self.mode == "trace" and not self.flat)
+        return kernel and (not gradient.is_cuda or gradient.dtype == torch.float32)
 
     # -- the state -----------------------------------------------------------------------------------
 
@@ -229,11 +242,6 @@ class CompiledSteps(abc.ABC):
             state = self._gather()
             control = torch.tensor(self.controls(1)[0], dtype=torch.float64).to(state[0].device)
             return (*state, control, *self.example())
-
-    def _buffers(self) -> list[tuple[Tensor, int, Tensor]]:
-        """The buffers of the modules, with their versions and their values."""
-        buffers = [buffer for module in self.modules() for buffer in module.buffers()]
-        return [(buffer, buffer._version, buffer.detach().clone()) for buffer in buffers]
 
     @property
     def _size(self) -> int:
@@ -281,20 +289,12 @@ class CompiledSteps(abc.ABC):
             torch._foreach_copy_(self.average()[0], average)
         steps, averaged = counts.tolist()
         self.set_averaged(int(averaged))
-        group = self.optimizer.param_groups[0]
-        near = group.get("fused") or group.get("capturable")
-        device = parameters[0].device if near else "cpu"
-        dtype = torch.float32 if group.get("fused") else torch.get_default_dtype()
-        each = torch.full((len(parameters),), steps, dtype=dtype, device=device).unbind()
-        names = MOMENTS[type(self.optimizer)]
+        names, each = MOMENTS[type(self.optimizer)], self._counters(steps, len(parameters))
         for p, count, pair in zip(self.parameters, each, zip(first, second, strict=True), strict=True):
             self.optimizer.state[p] = {"step": count, **dict(zip(names, pair, strict=True))}
 
-
-def _put_back(before: list[tuple[Tensor, int, Tensor]]) -> bool:
-    """Give buffers the values that they had; whether any had changed."""
-    # not every kernel that writes into a buffer counts that as a new version of it
-    changed = any(b._version != version or not torch.equal(b, value) for b, version, value in before)
-    for buffer, _, value in before if changed else ():
-        buffer.data.copy_(value)
-    return changed
+    def _counters(self, steps: float, number: int) -> Sequence[Tensor]:
+        """Counts of steps for so many parameters, as the optimiser keeps them."""
+        fused, capturable = (self.optimizer.param_groups[0].get(option) for option in ("fused", "capturable"))
+        device = self.parameters[0].device if fused or capturable else "cpu"
+        return torch.full((number,), steps, dtype=torch.float32 if fused else None, device=device).unbind()

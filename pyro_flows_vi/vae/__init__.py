@@ -10,10 +10,11 @@ from pyro_flows_vi.vae.posterior import Encoding, FlowPosterior
 from pyro_flows_vi.vae.protocols import PROTOCOLS, Protocol, protocol
 from pyro_flows_vi.vae.published import PUBLISHED, Published, published
 from pyro_flows_vi.vae.records import load_record, load_records, save_record
+from pyro_flows_vi.vae.row_run import record_path
 from pyro_flows_vi.vae.rows import ROWS, Row, build_vae, row
-from pyro_flows_vi.vae.runs import evaluate_row, load_row, record_path, train_row
+from pyro_flows_vi.vae.runs import evaluate_row, load_row, train_row, train_row_seeds
 from pyro_flows_vi.vae.table import render_table
-from pyro_flows_vi.vae.training import TrainingData, TrainingInterrupted, load_weights, train
+from pyro_flows_vi.vae.training import SeedsFailed, TrainingData, TrainingInterrupted, load_weights, train, train_seeds
 
 __all__ = [
     "PROTOCOLS",
@@ -32,6 +33,7 @@ __all__ = [
     "Protocol",
     "Published",
     "Row",
+    "SeedsFailed",
     "TrainingData",
     "TrainingInterrupted",
     "build_vae",
@@ -51,4 +53,6 @@ __all__ = [
     "save_record",
     "train",
     "train_row",
+    "train_row_seeds",
+    "train_seeds",
 ]

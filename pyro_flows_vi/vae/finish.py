@@ -13,8 +13,9 @@ from pyro_flows_vi.infer.checkpoint import differences
 from pyro_flows_vi.infer.records import rounded
 from pyro_flows_vi.vae.protocols import protocol
 from pyro_flows_vi.vae.records import load_record
+from pyro_flows_vi.vae.row_run import record_path
 from pyro_flows_vi.vae.rows import row
-from pyro_flows_vi.vae.runs import evaluate_row, record_path, train_row
+from pyro_flows_vi.vae.runs import evaluate_row, train_row
 
 __all__ = ["finish_row"]
 

@@ -45,3 +45,23 @@ class History:
     def seconds(self) -> float:
         """Wall time of the training, including validation and without the time between two sessions."""
         return sum(self.curves["seconds"]) + self.sums[4]
+
+    def add_epoch(self, validation: float, beta: float, rate: float, seconds: float, *, warmup_epochs: int) -> bool:
+        """Close the unfinished epoch; whether its validation ELBO is the best so far."""
+        elbo, log_likelihood, kl, images, _ = self.sums
+        done = (elbo / images, log_likelihood / images, kl / images, validation, beta, rate, seconds)
+        for name, number in zip(CURVES, done, strict=True):
+            self.curves[name].append(number)
+        self.epochs += 1
+        self.batches, self.sums = 0, [0.0] * 5
+        better = validation > self.best_elbo
+        if better:
+            self.best_elbo, self.best_epoch, self.waited = validation, self.epochs, 0
+        elif self.epochs >= warmup_epochs:
+            self.waited += 1
+        return better
+
+    def latest(self) -> dict[str, str]:
+        """The last epoch in few words."""
+        shown = {"beta": "beta", "train": "train_elbo", "validation": "validation_elbo"}
+        return {name: f"{self.curves[curve][-1]:.2f}" for name, curve in shown.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,18 @@ import torch
 from pyro_flows_vi.datasets import Dataset
 from pyro_flows_vi.infer.checkpoint import differences
 from pyro_flows_vi.infer.parallel import join
-from pyro_flows_vi.infer.records import check_folder, default_device, machine, versions
+from pyro_flows_vi.infer.records import default_device, machine, versions
 from pyro_flows_vi.vae.evaluation import nll
-from pyro_flows_vi.vae.history import History
 from pyro_flows_vi.vae.model import VAE
-from pyro_flows_vi.vae.protocols import PROTOCOLS, Protocol, protocol, restored
-from pyro_flows_vi.vae.records import SCHEMA, load_record, save_record
-from pyro_flows_vi.vae.rows import Row, build_vae, row
-from pyro_flows_vi.vae.training import load_weights, train
+from pyro_flows_vi.vae.protocols import restored
+from pyro_flows_vi.vae.records import load_record, save_record
+from pyro_flows_vi.vae.row_run import RowRun, row_identity
+from pyro_flows_vi.vae.rows import Row, build_vae
+from pyro_flows_vi.vae.training import SeedsFailed, load_weights, train, train_seeds
 
-__all__ = ["evaluate_row", "load_row", "record_path", "train_row"]
+__all__ = ["evaluate_row", "load_row", "train_row", "train_row_seeds"]
 
 PathLike = str | os.PathLike[str]
-
-
-def record_path(folder: PathLike, protocol_name: str, row_name: str, data_name: str, seed: int = 0) -> Path:
-    """Where the record of a run is kept; its checkpoint is beside it, with the suffix ``.ckpt``."""
-    return Path(folder) / f"{protocol_name}-{data_name}-{row_name}-seed{seed}.json"
 
 
 def train_row(
@@ -76,71 +71,103 @@ def train_row(
         TrainingInterrupted: after Ctrl-C, when the state has been saved.
     """
     ranks = join()
-    settings = protocol(protocol_name, **(overrides or {}))
-    chosen = row(row_name, num_transforms, **(flow_options or {}))
-    if settings.likelihood == "bernoulli" and data.values != "binary":
-        raise ValueError(
-            f"the Bernoulli likelihood is one of binary pixels, and those of {data.name!r} are {data.values!r}: "
-            "choose likelihood=categorical or gaussian"
-        )
-    path = record_path(folder, protocol_name, row_name, data.name, seed)
-    checkpoint = path.with_suffix(".ckpt")
-    check_folder(path.parent)
-    if not resume and not overwrite:
-        for old in (path, checkpoint):
-            if old.exists():
-                raise ValueError(
-                    f"{old} holds an older run: resume it (resume), replace it (overwrite) or choose another folder"
-                )
-    if resume and path.exists() and not checkpoint.exists():
-        raise ValueError(
-            f"{path} is the record of a run, and {checkpoint.name}, from which it could go on, is not beside it: train "
-            "again (overwrite) or choose another folder"
-        )
-    where = default_device(device)
-    vae = build_vae(settings, chosen, data.image_shape, seed=seed)
-    description = data.describe()
+    run = RowRun(data, protocol_name, row_name, folder, seed, overrides, num_transforms, flow_options)
+    vae, where = run.begin(resume, overwrite), default_device(device)
     history = train(
         vae,
         data.to(where),
-        settings,
+        run.settings,
         seed=seed,
-        checkpoint=checkpoint,
+        checkpoint=run.checkpoint,
         resume=resume,
         checkpoint_every=checkpoint_every,
-        identity=_identity(chosen, description),
+        identity=run.identity,
         device=where,
         compile=compile,
         progress=progress,
         label=row_name,
     )
-    flow = vae.posterior.flow
-    record = {
-        "schema": SCHEMA,
-        "protocol": protocol_name,
-        "row": row_name,
-        "seed": seed,
-        "settings": settings.as_dict(),
-        "overrides": _overrides(settings),
-        "flow": chosen.as_dict(),
-        "data": description,
-        "versions": versions(),
-        "machine": machine(where, ranks.size),
-        "parameters": {
-            "total": sum(p.numel() for p in vae.parameters()),
-            "flow": 0 if flow is None else sum(p.numel() for p in flow.parameters()),
-        },
-        "training": _training(history),
-        "results": None,
-    }
     if ranks.first:
-        if resume and path.exists():
-            old_record = load_record(path)
-            if old_record["training"]["epochs"] == history.epochs:
-                record["results"] = old_record["results"]
-        save_record(path, record)
+        run.save(vae, history, machine(where, ranks.size), resume)
     ranks.wait()
-    return path
+    return run.path
+
+
+def train_row_seeds(
+    data: Dataset,
+    protocol_name: str,
+    row_name: str,
+    folder: PathLike,
+    *,
+    seeds: Sequence[int],
+    overrides: Mapping[str, Any] | None = None,
+    num_transforms: int | None = None,
+    flow_options: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    checkpoint_every: int = 1,
+    device: torch.device | str | None = None,
+    compile: str | bool = False,
+    progress: bool = True,
+) -> list[Path]:
+    """Train one row of the table from several seeds as one program, and write the records of :func:`train_row`.
+
+    What that costs, and where it pays, says :func:`train_seeds`. With ``resume``, seeds that are done stay as they are,
+    and those that have no checkpoint begin.
+
+    Args:
+        data: the data set.
+        protocol_name: one of :data:`PROTOCOLS`.
+        row_name: one of :data:`ROWS`.
+        folder: for the records and the checkpoints.
+        seeds: of the initial parameters and the trainings.
+        overrides: fields of the protocol to change.
+        num_transforms: number of flow steps, where it differs from the row's.
+        flow_options: options of the flow, where they differ from the row's.
+        resume: go on from the checkpoints that there are.
+        overwrite: start again, and replace older runs.
+        checkpoint_every: in epochs.
+        device: the GPU, where there is one, unless given.
+        compile: see :func:`train`.
+        progress: whether to show a progress bar.
+
+    Returns:
+        the paths of the records, each of which names all ``seeds`` under ``training.together``.
+
+    Raises:
+        ValueError: as :func:`train_row` and :func:`train_seeds`, and for a seed that is given twice.
+        SeedsFailed: where a training failed; the records of the others are written.
+        TrainingInterrupted: after Ctrl-C, when the states have been saved.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"expected one or more different seeds, got {', '.join(map(str, seeds)) or 'none'}")
+    common = overrides, num_transforms, flow_options
+    runs = [RowRun(data, protocol_name, row_name, folder, seed, *common) for seed in seeds]
+    vaes = [run.begin(resume, overwrite) for run in runs]
+    where, failed = default_device(device), None
+    try:
+        histories = train_seeds(
+            vaes,
+            data.to(where),
+            runs[0].settings,
+            seeds=seeds,
+            checkpoints=[run.checkpoint for run in runs],
+            resume=resume,
+            checkpoint_every=checkpoint_every,
+            identity=runs[0].identity,
+            device=where,
+            compile=compile,
+            progress=progress,
+            label=f"{row_name}, {len(seeds)} seeds",
+        )
+    except SeedsFailed as error:
+        histories, failed = error.histories, error
+    for place, (run, vae, history) in enumerate(zip(runs, vaes, histories, strict=True)):
+        if failed is None or place not in failed.failures:
+            run.save(vae, history, machine(where), resume, seeds)
+    if failed is not None:
+        raise failed
+    return [run.path for run in runs]
 
 
 def load_row(path: PathLike, data: Dataset, checkpoint: PathLike | None = None) -> VAE:
@@ -166,7 +193,7 @@ def load_row(path: PathLike, data: Dataset, checkpoint: PathLike | None = None) 
         vae = build_vae(settings, chosen, data.image_shape, seed=record["seed"])
     except ValueError as error:
         raise ValueError(f"{path}: field 'flow': {error}") from error
-    identity = {**_identity(chosen, record["data"]), "seed": record["seed"]}
+    identity = {**row_identity(chosen, record["data"]), "seed": record["seed"]}
     history = load_weights(vae, checkpoint or path.with_suffix(".ckpt"), identity)
     if history.epochs != record["training"]["epochs"]:
         raise ValueError(
@@ -236,25 +263,3 @@ def evaluate_row(
         save_record(path, record)
     ranks.wait()
     return record
-
-
-def _identity(chosen: Row, description: dict[str, Any]) -> dict[str, Any]:
-    return {"row": chosen.as_dict(), "data": description}
-
-
-def _overrides(settings: Protocol) -> dict[str, Any]:
-    """The fields that differ from the preset."""
-    preset = PROTOCOLS[settings.name].as_dict()
-    return {name: value for name, value in settings.as_dict().items() if value != preset[name]}
-
-
-def _training(history: History) -> dict[str, Any]:
-    return {
-        "epochs": history.epochs,
-        "best_epoch": history.best_epoch,
-        "best_validation_elbo": history.best_elbo,
-        "stop_reason": history.stop_reason,
-        "skipped_steps": history.skipped_steps,
-        "seconds": history.seconds,
-        "curves": history.curves,
-    }

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import time
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -21,10 +22,10 @@ from pyro_flows_vi.infer.parallel import Ranks, digest
 from pyro_flows_vi.infer.progress import progress_bar
 from pyro_flows_vi.transforms.continuous import with_penalty
 from pyro_flows_vi.vae.compiled import VAESteps
-from pyro_flows_vi.vae.history import CURVES, History
+from pyro_flows_vi.vae.history import History
 from pyro_flows_vi.vae.minibatches import Minibatches, TrainingData
 from pyro_flows_vi.vae.model import VAE, ELBOTerms, copy_state, shapes
-from pyro_flows_vi.vae.protocols import Protocol
+from pyro_flows_vi.vae.protocols import Protocol, make_optimiser
 
 __all__ = ["KIND", "Trainer"]
 
@@ -74,7 +75,7 @@ class Trainer:
                 del self.identity["protocol"][name]
         self.parameters = [p for p in vae.parameters() if p.requires_grad]
         self.optimiser = make_optimiser(settings, self.parameters)
-        self.minibatches, self.beta = Minibatches([]), 1.0
+        self.minibatches, self.beta, self.rate, self.started = Minibatches([]), 1.0, settings.learning_rate, 0.0
         self.driver = Driver(self, compile)
         self.history = History()
         if self.ranks.size > 1:
@@ -90,61 +91,58 @@ class Trainer:
 
     def run(self, interruption: Interruption, checkpoint_every: int, progress: bool, label: str) -> None:
         """Train until the budget is spent or patience ends, and put the best weights into the model."""
-        history, settings = self.history, self.settings
-        history.stop_reason = self._stop_reason()
-        steps = self._steps_in_an_epoch()
-        done = history.epochs * steps + history.batches
-        with progress_bar(settings.max_epochs * steps, label, "batch", progress and self.ranks.first, done) as bar:
-            while not history.stop_reason:
+        self.history.stop_reason = self.stop_reason()
+        steps = self.settings.max_epochs * self.steps_in_an_epoch()
+        with progress_bar(steps, label, "batch", progress and self.ranks.first, self.steps_done()) as bar:
+            while not self.history.stop_reason:
                 self._epoch(interruption, bar)
-                history.stop_reason = self._stop_reason()
-                if self.path and (history.epochs % checkpoint_every == 0 or history.stop_reason):
-                    self.save()
-        self.vae.load_state_dict(self.best)
-        self.vae.eval()
+                self.after_epoch(checkpoint_every)
+        self.finish()
 
     def _epoch(self, interruption: Interruption, bar: Any) -> None:
-        history, settings, vae = self.history, self.settings, self.vae
-        self.beta = beta = settings.beta(history.epochs + 1)
-        rate = settings.rate(history.epochs + 1)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        vae.train()
-        self.generator.set_state(self.epoch_start)
-        started = time.perf_counter() - history.sums[4]
-        left = islice(self.data.batches(settings.batch_size, self.generator), history.batches, None)
-        self.minibatches = Minibatches(x.to(self.device, non_blocking=True) for x in left)
+        self.begin_epoch()
         while self.minibatches.peek() is not None:
-            outcomes = self.driver.run(max(1, self._steps_in_an_epoch() - history.batches))
-            history.batches += len(outcomes)
+            outcomes = self.driver.run(self.steps_ahead())
             bar.update(len(outcomes))
-            for outcome in outcomes:
-                self._count(*outcome)
-            history.sums[4] = time.perf_counter() - started
+            self.count(outcomes)
             if interruption.requested:
                 self._stop()
+        self.end_epoch()
+        bar.set_postfix(epoch=self.history.epochs, **self.history.latest(), refresh=False)
+
+    def begin_epoch(self) -> None:
+        """Set the schedules and draw the order of the images, or go on with what is left of it."""
+        history, settings = self.history, self.settings
+        self.beta, self.rate = settings.beta(history.epochs + 1), settings.rate(history.epochs + 1)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate
+        self.vae.train()
+        self.generator.set_state(self.epoch_start)
+        self.started = time.perf_counter() - history.sums[4]
+        left = islice(self.data.batches(settings.batch_size, self.generator), history.batches, None)
+        self.minibatches = Minibatches(x.to(self.device, non_blocking=True) for x in left)
+
+    def end_epoch(self) -> None:
+        """Validate, and take note of the epoch."""
+        history = self.history
         if history.sums[3] == 0:
-            raise ValueError(
-                "expected at least one training step with a finite loss in an epoch, "
-                f"got none in {history.batches} minibatches"
-            )
-        value = self._validate()
-        elbo, log_likelihood, kl, images, _ = history.sums
-        seconds = time.perf_counter() - started
-        done = (elbo / images, log_likelihood / images, kl / images, value, beta, rate, seconds)
-        for name, number in zip(CURVES, done, strict=True):
-            history.curves[name].append(number)
-        history.epochs += 1
-        history.batches, history.sums = 0, [0.0] * 5
+            got = f"got none in {history.batches} minibatches"
+            raise ValueError(f"expected at least one training step with a finite loss in an epoch, {got}")
+        numbers = self._validate(), self.beta, self.rate, time.perf_counter() - self.started
+        if history.add_epoch(*numbers, warmup_epochs=self.settings.warmup_epochs):
+            self.best = copy_state(self.vae)
         self.epoch_start = self.generator.get_state()
-        if value > history.best_elbo:
-            history.best_elbo, history.best_epoch, history.waited = value, history.epochs, 0
-            self.best = copy_state(vae)
-        elif history.epochs >= settings.warmup_epochs:
-            history.waited += 1
-        shown = {"beta": beta, "train": done[0], "validation": value}
-        numbers = {name: f"{number:.2f}" for name, number in shown.items()}
-        bar.set_postfix({"epoch": history.epochs, **numbers}, refresh=False)
+
+    def after_epoch(self, checkpoint_every: int) -> None:
+        """Decide whether to stop, and keep the state."""
+        self.history.stop_reason = self.stop_reason()
+        if self.path and (self.history.epochs % checkpoint_every == 0 or self.history.stop_reason):
+            self.save()
+
+    def finish(self) -> None:
+        """Put the best weights into the model."""
+        self.vae.load_state_dict(self.best)
+        self.vae.eval()
 
     def loss(self, terms: ELBOTerms, beta: float | Tensor) -> tuple[Tensor, list[Tensor]]:
         """The loss, and what is reported of it."""
@@ -171,16 +169,18 @@ class Trainer:
             self.optimiser.step()
         return value, log_likelihood, kl, size, x.shape[0]
 
-    def _count(self, loss: float, log_likelihood: float, kl: float, norm: float, count: int) -> None:
+    def count(self, outcomes: Sequence[Outcome]) -> None:
+        """Take note of steps."""
         history = self.history
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._skip(loss, norm)
-            return
-        history.skipped_in_a_row = 0
-        history.sums[0] += (log_likelihood - kl) * count
-        history.sums[1] += log_likelihood * count
-        history.sums[2] += kl * count
-        history.sums[3] += count
+        history.batches += len(outcomes)
+        for loss, log_likelihood, kl, norm, count in outcomes:
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self._skip(loss, norm)
+                continue
+            history.skipped_in_a_row = 0
+            for place, number in enumerate((log_likelihood - kl, log_likelihood, kl, 1)):
+                history.sums[place] += number * count
+        history.sums[4] = time.perf_counter() - self.started
 
     def _skip(self, loss: float, norm: float) -> None:
         history = self.history
@@ -215,10 +215,20 @@ class Trainer:
                 total += values.sum() if share.weight else 0.0
         return float(self.ranks.sum(total)) / len(self.validation)
 
-    def _steps_in_an_epoch(self) -> int:
+    def steps_in_an_epoch(self) -> int:
+        """Minibatches of an epoch."""
         return math.ceil(len(self.data.train) / self.settings.batch_size)
 
-    def _stop_reason(self) -> str:
+    def steps_done(self) -> int:
+        """Minibatches so far."""
+        return self.history.epochs * self.steps_in_an_epoch() + self.history.batches
+
+    def steps_ahead(self) -> int:
+        """Minibatches that are left of the epoch, at least one."""
+        return max(1, self.steps_in_an_epoch() - self.history.batches)
+
+    def stop_reason(self) -> str:
+        """Why there is no further epoch, if there is none."""
         history, settings = self.history, self.settings
         if history.epochs >= settings.max_epochs:
             return "max_epochs"
@@ -250,14 +260,13 @@ class Trainer:
         left = settings.max_epochs - history.epochs
         least = settings.warmup_epochs + settings.early_stop_epochs - history.epochs
         epochs = left if settings.schedule == "cosine" else min(left, max(least, left // 2))
-        return epochs * self._steps_in_an_epoch() - history.batches
+        return epochs * self.steps_in_an_epoch() - history.batches
 
     # -- checkpoints ---------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Write all that decides the rest of the run, in the first process."""
-        assert self.path is not None
-        if not self.ranks.first:
+        if not (self.path and self.ranks.first):
             return
         state = {
             "history": dataclasses.asdict(self.history),
@@ -288,11 +297,3 @@ class Trainer:
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
-
-
-def make_optimiser(settings: Protocol, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser of the protocol."""
-    if settings.optimiser == "adamax":
-        return torch.optim.Adamax(parameters, lr=settings.learning_rate, eps=settings.eps)
-    # one kernel for all parameters: a third of the time of the loop over parameters, on CPU and GPU alike
-    return torch.optim.Adam(parameters, lr=settings.learning_rate, eps=settings.eps, fused=True)
