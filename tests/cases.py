@@ -69,6 +69,7 @@ LAYERS: dict[str, Case] = {
     "affine-coupling-second": lambda d, c: AffineCoupling(d, c, step=1),
     "affine-coupling-given": lambda d, c: AffineCoupling(d, c, (6,), given=[d - 1] if d > 1 else []),
     "affine-coupling-damped": lambda d, c: AffineCoupling(d, c, (6,), damped=True),
+    "affine-coupling-interleaved": lambda d, c: AffineCoupling(d, c, (6,), step=3, interleaved=True),
     "additive-coupling": lambda d, c: AffineCoupling(d, c, (6,), additive=True, step=2),
     "affine": lambda d, c: Affine(d, 0.5, 2.0),
     "affine-tails": lambda d, c: Affine(d, 0.5, 2.0, tails=True),

@@ -442,8 +442,11 @@ def test_couplings_of_densities_are_damped_unless_told_otherwise(tmp_path: Path)
         return {step.damped for step in density.modules() if isinstance(step, AffineCoupling)}
 
     assert damped(FlowDensity("realnvp", 2)) == {True}
-    for made in (FlowDensity("realnvp"), ImageDensity("realnvp", (2, 2))):
-        assert made.recipe["options"] == {"damped": True}  # which files and records keep
+    assert FlowDensity("realnvp").recipe["options"] == {"damped": True}  # which files and records keep
+    images = ImageDensity("realnvp", (2, 2))
+    assert images.recipe["options"] == {"damped": True, "interleaved": True}
+    first = next(step for step in images.modules() if isinstance(step, AffineCoupling))
+    assert first.order.tolist() == [0, 2, 1, 3]
     assert damped(ImageDensity("realnvp", (2, 2))) == {True}
     assert damped(FlowDensity("realnvp", 2, damped=False)) == {False}
     FlowDensity("realnvp", 2, damped=False).save(tmp_path / "density")

@@ -369,6 +369,11 @@ def shared() -> list[VAE]:
     return [vae] * 3
 
 
+def continuous(**options: Any) -> list[VAE]:
+    chains = [flows.build("ffjord", 4, context_dim=16, **options) for _ in SEEDS]
+    return [VAE(FlowPosterior(nn.Linear(64, 16), 16, 4, chain), nn.Linear(4, 64)) for chain in chains]
+
+
 @pytest.mark.parametrize(
     ("vaes", "message"),
     [
@@ -378,15 +383,10 @@ def shared() -> list[VAE]:
         (lambda: [with_encoder(), *fresh()[:2]], "the models differ in names or shapes of their parameters"),
         (partly_frozen, "the models differ in class, dtype, or what of them is trained"),
         (shared, "two of the models share parameters"),
-        (
-            lambda: [
-                VAE(FlowPosterior(nn.Linear(64, 16), 16, 4, flows.build("ffjord", 4, context_dim=16)), nn.Linear(4, 64))
-                for _ in SEEDS
-            ],
-            "an adaptive solver cannot be vmapped over the parameters",
-        ),
+        (continuous, "an adaptive solver cannot be vmapped over the parameters"),
+        (lambda: continuous(solver="rk4", kinetic=0.1), "the penalty of a continuous flow .* out of a vmap"),
     ],
-    ids=["values", "state", "python", "shapes", "frozen", "shared", "solver"],
+    ids=["values", "state", "python", "shapes", "frozen", "shared", "solver", "penalty"],
 )
 def test_models_that_cannot_be_one_program(vaes: Any, message: str) -> None:
     chosen = vaes()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pyro_flows_vi import flows
 from pyro_flows_vi.density.prepare import prepare
@@ -17,10 +17,6 @@ from pyro_flows_vi.transforms.base import Flow
 from pyro_flows_vi.transforms.compose import Compose
 
 __all__ = ["FlowDensity"]
-
-#: options of families that a density has unless it is told otherwise: affine couplings whose scales do not explode
-#: where there are no data, which a likelihood never sees until a test row is there
-OPTIONS: dict[str, dict[str, Any]] = {"realnvp": {"damped": True}}
 
 
 class FlowDensity(Scored):
@@ -56,6 +52,9 @@ class FlowDensity(Scored):
         (torch.Size([200]), torch.Size([5, 2]))
     """
 
+    #: options of families that a density has unless it is told otherwise: affine couplings whose scales do not explode
+    #: where there are no data, which a likelihood never sees until a test row is there
+    OPTIONS: ClassVar[dict[str, dict[str, Any]]] = {"realnvp": {"damped": True}}
     #: ``kind`` of the files that :meth:`save` writes
     KIND = "density"
 
@@ -75,7 +74,7 @@ class FlowDensity(Scored):
             raise ValueError(f"expected flow to be a name or a Flow, got {type(flow).__name__}")
         if isinstance(flow, str):
             flows.describe(flow)
-            options = {**OPTIONS.get(flow, {}), **options}
+            options = {**self.OPTIONS.get(flow, {}), **options}
             if input_dim is None and "shape" not in options:
                 flows.build(flow, 1, None, num_transforms, **_tuples(options))  # a wrong word is found now, not later
         elif options:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,10 @@ class ImageDensity(FlowDensity):
         (tensor(True), 100)
     """
 
+    OPTIONS: ClassVar[dict[str, dict[str, Any]]] = {
+        "nice": {"interleaved": True},
+        "realnvp": {"damped": True, "interleaved": True},
+    }
     KIND = "image density"
     discrete = True
 

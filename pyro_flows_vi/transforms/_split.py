@@ -17,8 +17,9 @@ __all__ = ["SplitFlow"]
 class SplitFlow(Flow):
     """What couplings share: the coordinates A, which stay, set the parameters of the rest, B.
 
-    The first steps of a chain split the coordinates into halves, the next into alternate quarters, and so on; every
-    second step takes the complement. A single coordinate has no other to depend on: then A is empty.
+    The first steps of a chain split the coordinates into halves, the next into alternate quarters, and so on down to
+    every other one, or in the opposite order; every second step takes the complement. A single coordinate has no other
+    to depend on: then A is empty.
 
     Args:
         input_dim: D.
@@ -27,6 +28,7 @@ class SplitFlow(Flow):
         init: the P initial parameters of every coordinate of B.
         step: k.
         given: A itself, in place of what the step says.
+        interleaved: whether the first steps take every other coordinate, and the last ones halves.
     """
 
     order: Tensor
@@ -40,11 +42,12 @@ class SplitFlow(Flow):
         init: Tensor,
         step: int,
         given: Sequence[int] | None = None,
+        interleaved: bool = False,
     ) -> None:
         super().__init__(input_dim, context_dim)
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise ValueError(f"expected step to be an integer from 0 on, got {step!r}")
-        first = _digit_split(input_dim, step) if given is None else _checked(input_dim, given)
+        first = _digit_split(input_dim, step, interleaved) if given is None else _checked(input_dim, given)
         self.num_given = len(first)
         rest = sorted(set(range(input_dim)) - set(first))
         #: whether A and B are neighbours as they are, in this order or the other; then nothing has to be moved
@@ -88,11 +91,11 @@ class SplitFlow(Flow):
         return params
 
 
-def _digit_split(input_dim: int, step: int) -> list[int]:
+def _digit_split(input_dim: int, step: int, interleaved: bool) -> list[int]:
     if input_dim == 1:
         return []
     digits = (input_dim - 1).bit_length()
-    digit = digits - 1 - step // 2 % digits
+    digit = step // 2 % digits if interleaved else digits - 1 - step // 2 % digits
     places = [(i << digits) // input_dim for i in range(input_dim)]  # different, and spread over all numbers of digits
     return [i for i, place in enumerate(places) if (place >> digit) & 1 == step % 2]
 

@@ -41,6 +41,8 @@ class AffineCoupling(SplitFlow):
         step: k, which chooses the split.
         given: the coordinates A, where step k is not to choose them.
         damped: whether the scale is damped.
+        interleaved: whether the first steps take every other coordinate, and the last ones halves: for vectors whose
+            neighbours resemble each other, such as pixels.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class AffineCoupling(SplitFlow):
         step: int = 0,
         given: Sequence[int] | None = None,
         damped: bool = False,
+        interleaved: bool = False,
     ) -> None:
-        super().__init__(input_dim, context_dim, hidden_dims, torch.zeros(1 if additive else 2), step, given)
+        init = torch.zeros(1 if additive else 2)
+        super().__init__(input_dim, context_dim, hidden_dims, init, step, given, interleaved)
         self.additive, self.damped = additive, damped and not additive
 
     def _params(self, given: Tensor, context: Tensor | None) -> Tensor:

@@ -20,8 +20,8 @@ class Coupling(SplitFlow):
         y_A = x_A, \qquad y_i = m(x_i; \phi_i(x_A)) \quad (i \in B), \qquad
         \log|\det J| = \sum_{i \in B} \log m'(x_i; \phi_i)
 
-    Step k of a chain splits the coordinates as :class:`~pyro_flows_vi.transforms.AffineCoupling` does. Both directions
-    are one pass of the network, and the map or its inverse.
+    Step k of a chain splits the coordinates as an interleaved :class:`~pyro_flows_vi.transforms.AffineCoupling` does.
+    Both directions are one pass of the network, and the map or its inverse.
 
     Source: Neural spline flows (Durkan et al., 2019), arXiv:1906.04032, for couplings of maps other than affine ones.
 
@@ -50,7 +50,7 @@ class Coupling(SplitFlow):
         map: ElementwiseMap,
         step: int = 0,
     ) -> None:
-        super().__init__(input_dim, context_dim, hidden_dims, require_map(map).initial(), step)
+        super().__init__(input_dim, context_dim, hidden_dims, require_map(map).initial(), step, interleaved=True)
         self.map = map
         self.fast_inverse = map.fast_inverse
 
