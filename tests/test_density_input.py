@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from pyro_flows_vi.cli import main
 from pyro_flows_vi.density import FlowDensity, ImageDensity
 from pyro_flows_vi.density.collinear import require_full_rank
-from pyro_flows_vi.density.data import Rows
+from pyro_flows_vi.density.data import Rows, column_names
 from pyro_flows_vi.numerics.errors import NotConverged
 from pyro_flows_vi.transforms import SplineCoupling
 from pyro_flows_vi.transforms.continuous import Continuous
@@ -401,3 +402,17 @@ def kinetic_energy(kinetic: float) -> float:
 
 def test_penalties_of_a_continuous_flow_shorten_its_paths() -> None:
     assert kinetic_energy(5.0) < 0.3 * kinetic_energy(0.0)
+
+
+def test_columns_with_a_spread_of_few_roundings_are_not_blamed_on_each_other() -> None:
+    coarse = 1e6 + 0.4 * torch.randn(300, 2)
+    with pytest.raises(ValueError, match=r"spread of few roundings of torch.float32 in columns 0, 1: subtract"):
+        FlowDensity("realnvp", num_transforms=1).fit(coarse, max_epochs=1, progress=False)
+
+
+def test_columns_that_are_no_names_are_no_names() -> None:
+    pandas = pytest.importorskip("pandas")
+    table = types.SimpleNamespace(columns=[np.zeros(3), np.ones(3)])  # as some have it, whose columns are the data
+    assert column_names(table) is None
+    assert column_names(pandas.DataFrame(np.zeros((2, 2)))) is None
+    assert column_names(pandas.DataFrame({"a": [1.0], "b": [2.0]})) == ["a", "b"]

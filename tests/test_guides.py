@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import math
 import pickle
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from pyro_flows_vi import flows, guides
 from pyro_flows_vi.guides import AutoFlow, AutoIAF
 from pyro_flows_vi.guides._steps import EvenLinear
 from pyro_flows_vi.infer import fit
+from pyro_flows_vi.transforms import AffineCoupling
 
 FAMILIES = [getattr(guides, name) for name in guides.__all__ if name != "AutoAmortizedFlow"]
 
@@ -557,6 +559,22 @@ def test_a_funnel_is_met_in_its_whole_length() -> None:
     assert -0.05 < result.elbo < 0.01
     v = guide.sample_posterior(20_000)["v"]
     assert abs(float(v.mean())) < 0.06 and abs(math.log(float(v.std()) / 1.5)) < 0.05
+
+
+@pytest.mark.parametrize("dim", [2, 3, 9, 10, 17, 100])
+def test_couplings_split_into_halves_or_every_other_coordinate(dim: int) -> None:
+    def given(**options: Any) -> list[int]:
+        step = AffineCoupling(dim, **options)
+        return step.order[: step.num_given].tolist()
+
+    assert given() == list(range(-(-dim // 2))) and given(step=1) == list(range(-(-dim // 2), dim))
+    assert given(interleaved=True) == list(range(0, dim, 2)) and given(step=1, interleaved=True) == list(
+        range(1, dim, 2)
+    )
+    for interleaved in (False, True):
+        splits = [set(given(step=k, interleaved=interleaved)) for k in range(2 * math.ceil(math.log2(dim)))]
+        for i, j in itertools.permutations(range(dim), 2):
+            assert any(i in split and j not in split for split in splits)
 
 
 @pytest.mark.parametrize("given", [[0, 0], [3], [0, 1, 2], [-1], [True], 1])

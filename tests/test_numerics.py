@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -415,6 +416,10 @@ def test_scale_shift_and_its_derivatives(inverse: bool) -> None:
     for a, b in zip(got, torch.autograd.grad(plain(*given), given, cotangents), strict=True):
         torch.testing.assert_close(a, b)
     assert torch.autograd.gradcheck(apply, given)
+    for needed in itertools.product([False, True], repeat=3):
+        if any(needed):  # a map whose network is frozen has no graph of its scale
+            some = [value.detach().requires_grad_(need) for value, need in zip(given, needed, strict=True)]
+            assert torch.autograd.gradgradcheck(apply, some)
     assert torch.autograd.gradgradcheck(lambda x, s: apply(x, s * x, s + x), (x, raw))  # parameters that depend on x
     with torch.no_grad():
         torch.testing.assert_close(apply(*given), plain(*given))

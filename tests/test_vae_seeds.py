@@ -399,6 +399,8 @@ def test_models_that_cannot_be_one_program(vaes: Any, message: str) -> None:
 def test_bad_calls() -> None:
     with pytest.raises(ValueError, match="got 2 VAEs, 3 seeds and 3 checkpoints"):
         together(fresh()[:2])
+    with pytest.raises(ValueError, match="a checkpoint of its own for each seed"):
+        together(fresh(), checkpoints=["one"] * len(SEEDS))
     with pytest.raises(ValueError, match="got 0 VAEs"):
         together([], seeds=())
     with pytest.raises(ValueError, match="expected compile to be"):

@@ -46,6 +46,12 @@ def require_full_rank(in_order: Callable[[], Iterator[Pair]]) -> None:
     mean, sd = joint.mean(0), joint.std(0)
     sd = torch.where(sd == 0.0, 1.0, sd)
     scaled, most = (joint - mean) / sd, joint.abs().amax(0)
+    coarse = (sd <= ROUNDINGS * eps * most)[:width]
+    if bool(coarse.any()):
+        raise ValueError(
+            f"expected columns whose values differ by more than rounding, got a spread of few roundings of {x.dtype} "
+            f"in columns {listed(coarse)}: subtract their means in double precision, or use a density of float64"
+        )
     least = torch.linalg.eigvalsh(scaled.mT @ scaled / len(scaled))[0]
     if float(least) > max(SAFE, ROUNDINGS * eps * float((most / sd).max())) ** 2:
         return

@@ -57,7 +57,9 @@ def to_rows(values: Any, name: str, dtype: torch.dtype, device: torch.device | N
 def column_names(values: Any) -> list[str] | None:
     """Those of a data frame; ``None`` for what has none."""
     names = None if isinstance(values, Tensor | np.ndarray) else getattr(values, "columns", None)
-    return None if names is None else [str(name) for name in names]
+    names = list(names) if isinstance(names, Iterable) else []
+    # a frame without names counts its columns, and the columns of some tables are the data
+    return [str(name) for name in names] if names and all(isinstance(name, str | tuple) for name in names) else None
 
 
 def require_columns(values: Any, name: str, known: list[str] | None) -> None:

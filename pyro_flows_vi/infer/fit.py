@@ -24,6 +24,7 @@ from pyro_flows_vi.infer.result import FitResult
 from pyro_flows_vi.infer.start import gaussian_start, laplace_start, require_finite_start
 from pyro_flows_vi.infer.training import Training
 from pyro_flows_vi.transforms._door import positive
+from pyro_flows_vi.transforms.continuous import penalised
 
 __all__ = ["fit"]
 
@@ -225,6 +226,8 @@ def _prepare(
         return Training(PyroProblem(model, guide, args, kwargs, num_particles or 16, ranks)), []
     log_density = LogDensity(model, *args, **kwargs)
     guide.setup(*args, **kwargs)
+    if penalised(guide):
+        guide.train()  # the mode in which a continuous flow has a penalty
     if dtype is not None:
         guide.to(dtype)
     require_same_layout(guide.layout, log_density.layout)

@@ -118,7 +118,7 @@ class _Affine(torch.autograd.Function):
         log_scale = _tempered(raw, radius, K)
         if inverse:
             factor = torch.neg(log_scale).exp_()
-            result = (x - shift).mul_(factor)
+            result = (x - shift) * factor
         else:
             factor = log_scale.exp()
             result = torch.addcmul(shift, x, factor)
@@ -133,7 +133,9 @@ class _Affine(torch.autograd.Function):
             copies = x.view_as(x), shift.view_as(shift), raw.view_as(raw)  # the parameters may depend on x
             needed = [value for value in copies if value.requires_grad]
             outputs = _affine_composite(*copies, ctx.inverse)
-            found = iter(torch.autograd.grad(outputs, needed, (grad, grad_log_scale), create_graph=True))
+            pairs = [(y, g) for y, g in zip(outputs, (grad, grad_log_scale), strict=True) if y.requires_grad]
+            ends, grads = [y for y, _ in pairs], [g for _, g in pairs]
+            found = iter(torch.autograd.grad(ends, needed, grads, create_graph=True))
             return *(next(found) if value.requires_grad else None for value in copies), None
         grad_x = grad * factor
         if ctx.inverse:

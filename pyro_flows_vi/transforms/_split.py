@@ -17,9 +17,9 @@ __all__ = ["SplitFlow"]
 class SplitFlow(Flow):
     """What couplings share: the coordinates A, which stay, set the parameters of the rest, B.
 
-    The first steps of a chain split the coordinates into halves, the next into alternate quarters, and so on down to
-    every other one, or in the opposite order; every second step takes the complement. A single coordinate has no other
-    to depend on: then A is empty.
+    The first steps of a chain split the coordinates into halves, the next into alternate quarters, and so on; or, where
+    they are interleaved, into every other one, then every other pair, and so on. Every second step takes the
+    complement. A single coordinate has no other to depend on: then A is empty.
 
     Args:
         input_dim: D.
@@ -28,7 +28,7 @@ class SplitFlow(Flow):
         init: the P initial parameters of every coordinate of B.
         step: k.
         given: A itself, in place of what the step says.
-        interleaved: whether the first steps take every other coordinate, and the last ones halves.
+        interleaved: whether the first steps take every other coordinate.
     """
 
     order: Tensor
@@ -95,9 +95,11 @@ def _digit_split(input_dim: int, step: int, interleaved: bool) -> list[int]:
     if input_dim == 1:
         return []
     digits = (input_dim - 1).bit_length()
-    digit = step // 2 % digits if interleaved else digits - 1 - step // 2 % digits
+    digit = step // 2 % digits
+    if interleaved:
+        return [i for i in range(input_dim) if (i >> digit) & 1 == step % 2]
     places = [(i << digits) // input_dim for i in range(input_dim)]  # different, and spread over all numbers of digits
-    return [i for i, place in enumerate(places) if (place >> digit) & 1 == step % 2]
+    return [i for i, place in enumerate(places) if (place >> digits - 1 - digit) & 1 == step % 2]
 
 
 def _checked(input_dim: int, given: Sequence[int]) -> list[int]:

@@ -41,8 +41,8 @@ class AffineCoupling(SplitFlow):
         step: k, which chooses the split.
         given: the coordinates A, where step k is not to choose them.
         damped: whether the scale is damped.
-        interleaved: whether the first steps take every other coordinate, and the last ones halves: for vectors whose
-            neighbours resemble each other, such as pixels.
+        interleaved: whether the first steps take every other coordinate, the next every other pair, and so on: for
+            vectors whose neighbours resemble each other, such as pixels.
     """
 
     def __init__(
@@ -101,7 +101,8 @@ class AffineCoupling(SplitFlow):
 
     def extra_repr(self) -> str:
         """The dimensions and the form, for ``repr``."""
-        return f"{super().extra_repr()}, additive={self.additive}, damped={self.damped}"
+        form = f"additive={self.additive}, damped={self.damped}, interleaved={self.interleaved}"
+        return f"{super().extra_repr()}, {form}"
 
 
 def affine_coupling(input_dim: int, hidden_dims: Sequence[int] | None = None, **kwargs: Any) -> AffineCoupling:

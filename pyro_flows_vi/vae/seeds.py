@@ -64,6 +64,9 @@ class Seeds:
             self.stack = Stack(members)
             self.stack.check()
             self.driver = Driver(self, compile)
+            kept = {member.kept_mode for member in members}
+            if len(kept) == 1:
+                self.driver.resume(kept.pop())
         except ValueError:
             unstack(members)
             raise

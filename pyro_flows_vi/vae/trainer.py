@@ -76,7 +76,7 @@ class Trainer:
         self.parameters = [p for p in vae.parameters() if p.requires_grad]
         self.optimiser = make_optimiser(settings, self.parameters)
         self.minibatches, self.beta, self.rate, self.started = Minibatches([]), 1.0, settings.learning_rate, 0.0
-        self.driver = Driver(self, compile)
+        self.driver, self.kept_mode = Driver(self, compile), None
         self.history = History()
         if self.ranks.size > 1:
             images = digest(data.train, data.validation)
@@ -292,7 +292,8 @@ class Trainer:
                 f"{self.path}: expected a checkpoint of at most max_epochs = {self.settings.max_epochs} epochs, "
                 f"got one of {self.history.epochs}; ask for as many, or begin again"
             )
-        self.driver.resume(state.get("mode"))
+        self.kept_mode = state.get("mode")
+        self.driver.resume(self.kept_mode)
         self.epoch_start = state["epoch_start"]
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None and self.device.type == "cuda":

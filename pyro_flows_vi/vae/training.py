@@ -155,6 +155,9 @@ def train_seeds(
             f"expected a seed and a checkpoint for each of one or more VAEs, got {len(vaes)} VAEs, {len(seeds)} seeds "
             f"and {len(paths)} checkpoints"
         )
+    files = [Path(path).resolve() for path in paths if path is not None]
+    if len(set(files)) < len(files):
+        raise ValueError("expected a checkpoint of its own for each seed, got one file for several")
     if join().size > 1:
         raise ValueError(
             "several seeds are one program of one process: start it without torchrun, or give its processes one seed"
