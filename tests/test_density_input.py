@@ -405,9 +405,9 @@ def test_penalties_of_a_continuous_flow_shorten_its_paths() -> None:
 
 
 def test_columns_with_a_spread_of_few_roundings_are_not_blamed_on_each_other() -> None:
-    coarse = 1e6 + 0.4 * torch.randn(300, 2)
+    coarse = 1e6 + 0.1 * torch.randn(300, 2)
     with pytest.raises(ValueError, match=r"spread of few roundings of torch.float32 in columns 0, 1: subtract"):
-        FlowDensity("realnvp", num_transforms=1).fit(coarse, max_epochs=1, progress=False)
+        require_full_rank(lambda: iter([(coarse, None)]))
 
 
 def test_columns_that_are_no_names_are_no_names() -> None:
