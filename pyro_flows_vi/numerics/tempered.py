@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_flows_vi.numerics.tracing import is_transformed
+
 __all__ = ["scale_shift", "temper", "unscale_unshift"]
 
 Pair = tuple[Tensor, Tensor]
@@ -32,7 +34,7 @@ def temper(x: Tensor, k: float = 4.0) -> Tensor:
         >>> temper(torch.tensor([-1e4, 0.0, 0.1, 1e4]), k=2.0)
         tensor([-18.4207,   0.0000,   0.1000,  18.4207])
     """
-    if _composite():
+    if is_transformed():
         return k * torch.asinh(x / k)
     if not (x.requires_grad and torch.is_grad_enabled()):
         return _tempered(x, _radius(x, k), k)
@@ -94,7 +96,9 @@ def unscale_unshift(y: Tensor, shift: Tensor, raw: Tensor) -> Pair:
 
 
 def _affine(x: Tensor, shift: Tensor, raw: Tensor, inverse: bool) -> Pair:
-    if _composite() or not (torch.is_grad_enabled() and (x.requires_grad or shift.requires_grad or raw.requires_grad)):
+    if is_transformed() or not (
+        torch.is_grad_enabled() and (x.requires_grad or shift.requires_grad or raw.requires_grad)
+    ):
         return _affine_composite(x, shift, raw, inverse)
     if not x.shape == shift.shape == raw.shape:
         x, shift, raw = torch.broadcast_tensors(x, shift, raw)
@@ -143,9 +147,3 @@ class _Affine(torch.autograd.Function):
         else:
             grad_shift, grad_raw = grad, torch.addcmul(grad_log_scale, grad_x, x)
         return grad_x, grad_shift, grad_raw.mul_(K).div_(radius), None
-
-
-def _composite() -> bool:
-    """Whether operations with derivatives of their own are wanted, by a compiler or a transform of ``torch.func``."""
-    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    return traced or torch._C._functorch.maybe_current_level() is not None

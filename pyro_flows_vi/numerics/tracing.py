@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-__all__ = ["is_traced"]
+__all__ = ["is_traced", "is_transformed"]
+
+
+def is_transformed() -> bool:
+    """Whether a compiler or a functorch transform looks on, which wants operations with derivatives of their own."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.maybe_current_level() is not None
+    )
 
 
 def is_traced(value: Tensor) -> bool:
@@ -15,9 +24,7 @@ def is_traced(value: Tensor) -> bool:
     A dispatch mode that only counts calls, and says so by an attribute ``only_counts``, knows them.
     """
     return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
+        is_transformed()
         or value.is_meta
-        or torch._C._functorch.maybe_current_level() is not None
         or any(not getattr(mode, "only_counts", False) for mode in _get_current_dispatch_mode_stack())
     )

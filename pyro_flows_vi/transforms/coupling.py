@@ -60,16 +60,15 @@ class AffineCoupling(SplitFlow):
         super().__init__(input_dim, context_dim, hidden_dims, init, step, given, interleaved)
         self.additive, self.damped = additive, damped and not additive
 
-    def _params(self, given: Tensor, context: Tensor | None) -> Tensor:
-        params = super()._params(given, context)
-        if not self.damped:
-            return params
-        shift, raw = params.chunk(2, dim=-1)
-        return torch.cat([shift, temper(raw, 1.0)], dim=-1)
+    def _shift_and_raw(self, given: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        shift, raw = self._params(given, context).chunk(2, dim=-1)
+        return shift, temper(raw, 1.0) if self.damped else raw
 
     def _map(self, moved: Tensor, given: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        params = self._params(given, context)
-        return (moved + params, torch.zeros_like(params)) if self.additive else scale_shift(moved, *params.chunk(2, -1))
+        if not self.additive:
+            return scale_shift(moved, *self._shift_and_raw(given, context))
+        shift = self._params(given, context)
+        return moved + shift, torch.zeros_like(shift)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One pass of the network."""
@@ -80,10 +79,9 @@ class AffineCoupling(SplitFlow):
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One pass of the network."""
         given, moved = self._split(y)
-        params = self._params(given, context)
         if self.additive:
-            return self._join(given, moved - params), y.new_zeros(y.shape[:-1])
-        moved, log_scale = unscale_unshift(moved, *params.chunk(2, -1))
+            return self._join(given, moved - self._params(given, context)), y.new_zeros(y.shape[:-1])
+        moved, log_scale = unscale_unshift(moved, *self._shift_and_raw(given, context))
         return self._join(given, moved), log_scale.sum(-1)
 
     def _forward_and_score(self, x: Tensor, score: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
