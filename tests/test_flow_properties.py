@@ -73,6 +73,11 @@ def test_recipes_start_near_the_identity_whatever_the_options(
     assert log_det.abs().max() < 1.0 * num_transforms * input_dim
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_repr_tells_the_dimensions(name: str) -> None:
+    assert "input_dim=4" in repr(CASES[name](4, 3))
+
+
 @pytest.mark.parametrize("context_dim", [None, 3])
 @pytest.mark.parametrize("name", CASES)
 def test_float32_is_close_to_float64(name: str, context_dim: int | None) -> None:

@@ -99,8 +99,7 @@ class AffineCoupling(SplitFlow):
 
     def extra_repr(self) -> str:
         """The dimensions and the form, for ``repr``."""
-        form = f"additive={self.additive}, damped={self.damped}, interleaved={self.interleaved}"
-        return f"{super().extra_repr()}, {form}"
+        return f"{super().extra_repr()}, additive={self.additive}, damped={self.damped}"
 
 
 def affine_coupling(input_dim: int, hidden_dims: Sequence[int] | None = None, **kwargs: Any) -> AffineCoupling:
