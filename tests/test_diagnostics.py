@@ -247,12 +247,14 @@ def test_models_that_cannot_be_vectorised_are_run_one_by_one() -> None:
 
 
 def test_psis_follows_the_tail_of_the_weights() -> None:
-    """Weights of a Pareto law with shape k have k-hat near k; equal weights have no tail."""
+    """Weights of a Pareto law with shape k have k-hat near k; weights that are equal but for little have no tail."""
     uniform = torch.rand(4000, dtype=torch.float64)
     for shape in (0.2, 0.6, 1.0):
         assert psis(-shape * uniform.log())[1] == pytest.approx(shape, abs=0.2)
     log_weights, khat = psis(torch.zeros(100))
     assert khat == 0.0 and torch.allclose(log_weights.exp(), torch.full((100,), 0.01, dtype=torch.float64))
+    pareto = -2.0 * uniform.log()
+    assert psis(0.01 * pareto / pareto.max())[1] == 0.0 and psis(0.1 * pareto / pareto.max())[1] != 0.0
     spoilt = torch.tensor([0.0, math.nan, -math.inf, math.inf])
     assert psis(spoilt)[0].exp().tolist() == [1.0, 0.0, 0.0, 0.0]
     with pytest.raises(ValueError, match="no draw has a finite"):

@@ -561,6 +561,26 @@ def test_a_funnel_is_met_in_its_whole_length() -> None:
     assert abs(float(v.mean())) < 0.06 and abs(math.log(float(v.std()) / 1.5)) < 0.05
 
 
+def gamma_posterior(count: Tensor) -> None:
+    """The rate that a count of 0 leaves at Gamma(1/2, 2), with evidence 2^(-1/2)."""
+    rate = pyro.sample("rate", dist.Gamma(0.5, 1.0))
+    pyro.sample("count", dist.Poisson(rate), obs=count)
+
+
+def test_a_single_latent_may_have_any_form() -> None:
+    """Couplings have nothing to look at there: the default is a spline, unless another flow is asked for."""
+    count = torch.tensor(0.0)
+    guide = AutoFlow(gamma_posterior)
+    result = fit(gamma_posterior, guide, count, seed=0, progress=False, max_steps=600)
+    assert abs(result.elbo + 0.5 * math.log(2.0)) < 2e-3
+    rate = guide.sample_posterior(50_000, count)["rate"]
+    assert abs(float(rate.mean()) - 0.25) < 0.01 and abs(math.log(float(rate.std()) / math.sqrt(0.125))) < 0.05
+    assert guide.flow_name == "nsf"
+    for chosen in (AutoFlow(gamma_posterior, "realnvp"), AutoFlow(gamma_posterior, num_transforms=3)):
+        assert isinstance(chosen.setup(count).transform[0], AffineCoupling)
+    assert isinstance(AutoFlow(two_sites).setup().transform[0], AffineCoupling)
+
+
 @pytest.mark.parametrize("dim", [2, 3, 9, 10, 17, 100])
 def test_couplings_split_into_halves_or_every_other_coordinate(dim: int) -> None:
     def given(**options: Any) -> list[int]:

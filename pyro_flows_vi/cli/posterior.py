@@ -40,7 +40,7 @@ INTERRUPTED = 130
     help="Arguments of the model from a .csv, .npz, .npy or .json file; may be repeated.",
 )
 @click.option("--args", "source", metavar="MODULE:FUNCTION", help="Arguments of the model from a function.")
-@click.option("--flow", default="realnvp", show_default=True, help="Family of the flow.")
+@click.option("--flow", help="Family of the flow, instead of the default of AutoFlow.")
 @click.option("--num-transforms", type=click.IntRange(min=1), help="Number of flow steps, instead of the family's.")
 @click.option("--flow-option", "options", multiple=True, metavar="NAME=VALUE", help="Set an option of the flow.")
 @click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Set an argument of fit.")
@@ -66,7 +66,7 @@ def posterior(
     model: str,
     data: tuple[str, ...],
     source: str | None,
-    flow: str,
+    flow: str | None,
     num_transforms: int | None,
     options: tuple[str, ...],
     overrides: tuple[str, ...],

@@ -10,12 +10,32 @@ from pyro_flows_vi.guides._steps import even_out
 from pyro_flows_vi.infer.layout import Layout
 from pyro_flows_vi.transforms.base import Flow
 
-__all__ = ["default_depth", "make_chain", "takes_parents"]
+__all__ = ["check_family", "chosen", "default_depth", "make_chain", "takes_parents"]
 
+#: the family of a guide that is asked for none
+DEFAULT = "realnvp"
 #: steps of a chain where the user names none; other families take four
 DEPTHS = {"realnvp": 8, "nice": 8, "planar": 16, "radial": 16, "sylvester": 4, "iaf": 2, "naf": 2, "ddsf": 2, "bnaf": 1}
 #: and of couplings that end with one from parents to children, which does what would take the others many steps
 WITH_PARENTS = 5
+
+
+def check_family(name: str | None, num_transforms: int | None, options: Mapping[str, Any]) -> None:
+    """Raise a ValueError for a wrong word, before there is a layout."""
+    name = name or DEFAULT
+    flows.build(name, 1, num_transforms=default_depth(name) if num_transforms is None else num_transforms, **options)
+
+
+def chosen(
+    name: str | None, latent_dim: int, num_transforms: int | None, options: dict[str, Any]
+) -> tuple[str, int | None, dict[str, Any]]:
+    """The family, its depth and options; where nothing is asked for, a spline for a single latent.
+
+    Affine couplings have no other coordinate to look at there, and would leave it a Gaussian with tails.
+    """
+    if latent_dim == 1 and name is None and num_transforms is None and not options:
+        return "nsf", 1, {"bound": 5.0, "bins": 16}
+    return name or DEFAULT, num_transforms, options
 
 
 def takes_parents(name: str) -> bool:

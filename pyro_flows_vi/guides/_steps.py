@@ -36,7 +36,7 @@ class EvenLinear(nn.Module):
     @property
     def bias(self) -> Tensor | None:
         """s b."""
-        return None if self.bias_units is None else self.share * self.bias_units
+        return self.bias_units if self.bias_units is None or self.share == 1.0 else self.share * self.bias_units
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(*batch, in)`` to ``(*batch, out)``."""

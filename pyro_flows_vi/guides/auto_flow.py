@@ -14,8 +14,7 @@ from pyro.infer.autoguide import AutoContinuous, init_to_median
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_flows_vi import flows
-from pyro_flows_vi.guides._chain import default_depth, make_chain, takes_parents
+from pyro_flows_vi.guides._chain import check_family, chosen, make_chain, takes_parents
 from pyro_flows_vi.guides._draws import log_normal, symmetric_draws
 from pyro_flows_vi.guides._model import HoldsModel, forget_arguments
 from pyro_flows_vi.guides._runs import (
@@ -61,7 +60,8 @@ class AutoFlow(HoldsModel, AutoContinuous):
 
     Args:
         model: a Pyro model with continuous latents.
-        flow: the name of a family, see :func:`pyro_flows_vi.flows.names`.
+        flow: the name of a family, see :func:`pyro_flows_vi.flows.names`; by default affine couplings, ``"realnvp"``,
+            or for a single latent, which these would leave a Gaussian with tails, a spline.
         num_transforms: the number of steps of the chain; by default what suits the family. The last of two or more
             affine couplings is from the sites on which other priors depend, such as scales of groups, to the rest.
         init_loc_fn: one of Pyro's init functions, or ``init_to_value(values=...)``.
@@ -91,7 +91,7 @@ class AutoFlow(HoldsModel, AutoContinuous):
     def __init__(
         self,
         model: Callable[..., Any],
-        flow: str = "realnvp",
+        flow: str | None = None,
         num_transforms: int | None = None,
         *,
         init_loc_fn: Callable[..., Any] = init_to_median,
@@ -106,8 +106,7 @@ class AutoFlow(HoldsModel, AutoContinuous):
         self.flow_name, self.flow_options = flow, flow_options
         self.num_transforms = num_transforms
         self.init_scale, self.dense = float(init_scale), dense
-        depth = default_depth(flow) if num_transforms is None else num_transforms
-        flows.build(flow, 1, num_transforms=depth, **flow_options)  # a wrong word is found now, not later
+        check_family(flow, num_transforms, flow_options)  # a wrong word is found now, not later
         self.transform = None
 
     def setup(self, *args: Any, **kwargs: Any) -> AutoFlow:
@@ -140,6 +139,8 @@ class AutoFlow(HoldsModel, AutoContinuous):
         supports = {site.name: self._nodes()[site.name]["fn"].support for site in self.layout}
         self._has_moving_supports = supports_move(supports, parts, self._bare(), args, kwargs)
         dense = self.latent_dim <= DENSE_UP_TO if self.dense is None else self.dense
+        choice = chosen(self.flow_name, self.latent_dim, self.num_transforms, self.flow_options)
+        self.flow_name, self.num_transforms, self.flow_options = choice
         parents = find_parents(parts, self._bare(), args, kwargs) if takes_parents(self.flow_name) else []
         chain = make_chain(self.flow_name, self.layout, parents, self.num_transforms, self.flow_options)
         affine = Affine(self.latent_dim, torch.zeros_like(loc), self.init_scale, dense, tails=True).to(loc)

@@ -80,9 +80,9 @@ def fit(
         kwargs: the model's keyword arguments.
         objective: one of :mod:`pyro_flows_vi.infer.objectives`; by default the path gradient, or the plain
             ELBO of flows whose log-determinant is an estimate.
-        num_particles: draws in a step; by default 256 for up to 64 latents and 128 beyond, which double when the step
-            size falls, up to four times as many, unless the data are large or ``compile`` makes code for one number;
-            16 of other guides.
+        num_particles: draws in a step; by default 256 for up to 64 latents and 128 beyond, and twice as many from when
+            the step size first falls, unless the data are large or ``compile`` makes code for one number; 16 of other
+            guides.
         max_steps: steps of the second stage at most.
         learning_rate: the first step size of Adam; by default 0.3 for flow guides with networks, in whose units a step
             of an output is at most that large, 0.03 for other flow guides, and 0.01 for other guides.

@@ -16,8 +16,9 @@ __all__ = ["arviz_series", "effective_size", "load_arviz", "psis"]
 
 #: positive weights below which no tail is fitted
 FEWEST_WEIGHTS = 25
-#: range of log weights below which they count as equal
-EQUAL = 1e-4
+#: by how much the largest log weight may exceed the median where they count as equal: k-hat knows no scale, and would
+#: find heavy tails in weights that differ by less than anyone will ever see
+EQUAL = 0.02
 
 
 def arviz_series() -> int:
@@ -36,8 +37,9 @@ def psis(log_weights: Tensor) -> tuple[Tensor, float]:
     """Pareto-smoothed importance weights by ArviZ: normalised log weights ``(n,)``, and Pareto k-hat.
 
     Draws whose weight is NaN or infinite get no weight. k-hat is infinite where fewer than 25 weights are positive, and
-    0 where all are equal. From "Pareto smoothed importance sampling" (Vehtari, Simpson, Gelman, Yao and Gabry, 2024),
-    arXiv:1507.02646.
+    0 where none is more than 2 % above the median.
+
+    Source: Pareto smoothed importance sampling (Vehtari et al., 2024), arXiv:1507.02646.
 
     Raises:
         ValueError: if no weight is finite.
@@ -50,7 +52,7 @@ def psis(log_weights: Tensor) -> tuple[Tensor, float]:
     kept = log_weights[finite].double()
     khat = math.inf
     if len(kept) >= FEWEST_WEIGHTS:
-        if float(kept.max() - kept.min()) < EQUAL:
+        if float(kept.max() - kept.median()) < EQUAL:
             khat = 0.0
         else:
             smoothed, khat = _smooth(kept.cpu().numpy())

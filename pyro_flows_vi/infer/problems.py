@@ -68,7 +68,7 @@ class FlowProblem:
     """
 
     #: the particles of the last steps over those of the first
-    GROWTH = 4
+    GROWTH = 2
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class FlowProblem:
         return replace(estimate, loss=with_penalty(estimate.loss, self.guide))
 
     def refine(self) -> None:
-        """Twice the particles, up to a bound."""
+        """Twice the particles, if there are not as many as there may be."""
         self.num_particles = min(2 * self.num_particles, self.most_particles)
 
     def parameters(self) -> list[Tensor]:

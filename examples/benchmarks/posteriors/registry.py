@@ -102,6 +102,7 @@ SUITE: dict[str, Posterior] = {
             data.rats,
             "hierarchy of 65 dimensions, raw scale",
             "Gelfand et al. (1990), BUGS; half-Cauchy scales in place of inverse gamma variances",
+            decentre=("level", "rate"),
         ),
         Posterior(
             "radon_like",
