@@ -10,10 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._guards import TracingContext, tracing
-from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_flows_vi.infer._step_graph import (
     Limit,
@@ -26,7 +23,7 @@ from pyro_flows_vi.infer._step_graph import (
     watch_buffers,
 )
 from pyro_flows_vi.infer._update import MOMENTS, update
-from pyro_flows_vi.infer._vectorise import FAILURES
+from pyro_flows_vi.infer._vectorise import FAILURES, graph_of
 
 __all__ = ["CompiledSteps"]
 
@@ -180,9 +177,8 @@ class CompiledSteps(abc.ABC):
         self.before_trace()
         before = watch_buffers(self.modules())
         try:
-            # one mode for the shapes of all nodes: the tracer would make one for each, at a third of its time
-            with tracing(TracingContext(FakeTensorMode())), limit:
-                graph: GraphModule = make_fx(self._step)(*(value.clone() for value in inputs))
+            with limit:
+                graph = graph_of(self._step, *(value.clone() for value in inputs))
         except Untraceable:
             raise
         except FAILURES as error:

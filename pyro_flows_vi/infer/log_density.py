@@ -13,12 +13,10 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from torch import Tensor
 from torch.distributions import biject_to
-from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_flows_vi.infer._score_node import WithScore
-from pyro_flows_vi.infer._vectorise import FAILURES, LinAlgError, ParticleMap, is_random
+from pyro_flows_vi.infer._vectorise import FAILURES, LinAlgError, ParticleMap, graph_of, is_random
 from pyro_flows_vi.infer.layout import (
     Layout,
     Unconstrained,
@@ -268,7 +266,7 @@ class LogDensity:
             return value, score
 
         try:
-            graph: GraphModule = make_fx(value_and_score)(latent, *tensors)
+            graph = graph_of(value_and_score, latent, *tensors)
         except LinAlgError:
             return None
         except FAILURES:

@@ -24,8 +24,8 @@ from pyro_flows_vi.transforms.continuous import with_penalty
 
 __all__ = ["FlowProblem", "Problem", "PyroProblem"]
 
-#: draws on which the candidates of the end are compared, and how many at once
-FINAL_DRAWS, CHUNK = 8192, 1024
+#: draws on which the candidates of the end are compared, and how many at once where a step has too few
+FINAL_DRAWS, CHUNK = 8192, 256
 #: which are means over particles, or over groups of them, so that the mean of several processes is their value
 MEANS = (ELBO, PathELBO, IWELBO, DReG)
 
@@ -122,10 +122,10 @@ class FlowProblem:
 
     @torch.no_grad()
     def log_weights(self) -> Tensor:
-        """In chunks."""
-        parts = []
-        for _ in range(FINAL_DRAWS // CHUNK):
-            latent, log_q = self.guide.rsample_and_log_prob(CHUNK)
+        """In chunks as large as a step, for which the log density is traced."""
+        chunk, parts = min(max(self.num_particles, CHUNK), FINAL_DRAWS), []
+        for _ in range(FINAL_DRAWS // chunk):
+            latent, log_q = self.guide.rsample_and_log_prob(chunk)
             parts.append(self.log_density(latent) - log_q)
         return torch.cat(parts)
 

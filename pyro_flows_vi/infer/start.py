@@ -29,7 +29,7 @@ def require_finite_start(log_density: LogDensity, loc: Tensor) -> Tensor:
         ValueError: where no such point is found, with the sites that are to blame.
     """
     for _ in range(ATTEMPTS):
-        value, score = log_density.value_and_score(loc[None])
+        value, score = log_density.value_and_score(loc.expand(2 * CLIMBS, -1))  # as many as climb, to trace but once
         if bool(value.isfinite().all()) and bool(score.isfinite().all()):
             return loc
         loc = SPREAD * (2.0 * torch.rand_like(loc) - 1.0)
