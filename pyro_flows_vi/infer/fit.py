@@ -40,7 +40,7 @@ def fit(
     kwargs: Mapping[str, Any] | None = None,
     objective: Objective | None = None,
     num_particles: int | None = None,
-    max_steps: int = 3000,
+    max_steps: int = 5000,
     learning_rate: float | None = None,
     optimizer: Any = None,
     schedule: Callable[[float], float] | None = None,
