@@ -55,25 +55,28 @@ def run_peer(posterior: Any, method: str, seed: int, feasible: Callable[..., Any
     return _run_pyro(posterior, pyro_guides(feasible)[method], seed)
 
 
-def _run_pyro(posterior: Any, make_guide: Callable[..., Any], seed: int) -> Outcome:
+def pyro_svi(posterior: Any, make_guide: Callable[..., Any], seed: int) -> tuple[Any, Any, int]:
+    """A fresh guide, its SVI, and its particles: one where the model cannot be vectorised."""
     import pyro
     from pyro import poutine
     from pyro.infer import SVI, Trace_ELBO
 
-    from pyro_flows_vi.infer import diagnose, draw_weighted
-
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
-    guide = make_guide(posterior.model)
-    optimizer = pyro_optimizer()
-    elbo, particles = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True), PARTICLES
+    guide, elbo = make_guide(posterior.model), Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True)
     try:
         with poutine.block():
             elbo.loss(posterior.model, guide, *posterior.args)
     except (IndexError, RuntimeError):  # a model that does not broadcast over particles
         pyro.clear_param_store()
-        guide, elbo, particles = make_guide(posterior.model), Trace_ELBO(), 1
-    svi = SVI(posterior.model, guide, optimizer, elbo)
+        guide, elbo = make_guide(posterior.model), Trace_ELBO()
+    return guide, SVI(posterior.model, guide, pyro_optimizer(), elbo), elbo.num_particles
+
+
+def _run_pyro(posterior: Any, make_guide: Callable[..., Any], seed: int) -> Outcome:
+    from pyro_flows_vi.infer import diagnose, draw_weighted
+
+    guide, svi, particles = pyro_svi(posterior, make_guide, seed)
     bad = sum(not np.isfinite(svi.step(*posterior.args)) for _ in range(STEPS))
     draws = draw_weighted(posterior.model, guide, *posterior.args, num_draws=NUM_DRAWS)
     report = {"steps": STEPS, "skipped": bad, "particles": particles}

@@ -55,33 +55,25 @@ def ours(name: str, seed: int) -> dict[str, float]:
 
 def pyro_iaf(name: str, seed: int, target: float, limit: float) -> dict[str, Any]:
     """Pyro's guide, until its ELBO reaches the target or its seconds the limit."""
-    import pyro
-    from pyro.infer import SVI, Trace_ELBO
-
     from pyro_flows_vi.infer import draw_weighted
 
-    from .peers import PARTICLES, STEPS, pyro_guides, pyro_optimizer
+    from .peers import STEPS, pyro_guides, pyro_svi
 
     posterior = SUITE[name]
-    pyro.clear_param_store()
-    pyro.set_rng_seed(seed)
     began, seconds, steps, elbo = time.perf_counter(), 0.0, 0, float("-inf")
-    guide = pyro_guides(feasible)["AutoIAFNormal"](posterior.model)
-    optimizer = pyro_optimizer()
-    estimator = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True)
-    svi = SVI(posterior.model, guide, optimizer, estimator)
+    guide, svi, particles = pyro_svi(posterior, pyro_guides(feasible)["AutoIAFNormal"], seed)
     while seconds < limit and elbo < target:
         for _ in range(100):
             svi.step(*posterior.args)
         steps += 100
         if steps == STEPS:  # from here on at the last rate
-            for group in (group for each in optimizer.optim_objs.values() for group in each.param_groups):
+            for group in (group for each in svi.optim.optim_objs.values() for group in each.param_groups):
                 group["lrd"] = 1.0
         seconds += time.perf_counter() - began
         draws = draw_weighted(posterior.model, guide, *posterior.args, num_draws=4000)
         elbo = float(draws.log_weights.double().mean())
         began = time.perf_counter()
-    return {"seconds": seconds, "elbo": elbo, "steps": steps, "reached": elbo >= target}
+    return {"seconds": seconds, "elbo": elbo, "steps": steps, "particles": particles, "reached": elbo >= target}
 
 
 def pyro_nuts(name: str, seed: int) -> dict[str, Any]:
