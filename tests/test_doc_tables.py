@@ -80,3 +80,9 @@ def test_examples_are_shown_from_their_records(tables: ModuleType, tmp_path: Pat
     (folder / "neutra.json").write_text(json.dumps(record))
     shown = tables.example_part(tmp_path, "neutra")
     assert "| NUTS | 0.12 |" in shown and "NUTS: 3 divergences in 50 draws, effective size unknown" in shown
+
+
+def test_the_table_of_accuracy_is_that_of_its_records() -> None:
+    from examples.benchmarks import accuracy
+
+    assert accuracy.render(accuracy.RECORDS) == accuracy.TABLE.read_text(encoding="utf-8")

@@ -448,6 +448,15 @@ def test_observed_nan_names_the_site() -> None:
         fit(regression, AutoFlow(regression), X, Y.clone().index_fill_(0, torch.tensor([1]), torch.nan), progress=False)
 
 
+def test_a_fit_that_ends_in_a_bad_stretch_keeps_its_best_window() -> None:
+    """The step size explodes after ten windows: the last parameters and the average of all steps are both ruined."""
+    rule, steps = Plateau(window=4), 43
+    calm = small_fit(make_guide(), 40, plateau=rule, schedule=lambda done: 1.0)
+    result = small_fit(make_guide(), steps, plateau=rule, schedule=lambda done: 1.0 if done < 39.5 / steps else 1e4)
+    assert result.kept == "best"
+    assert result.elbo > calm.elbo - 3.0 and result.elbo > result.history["elbo"][0] + 3.0
+
+
 def test_an_unknown_start() -> None:
     with pytest.raises(ValueError, match="one of gaussian, laplace, guide, got 'mode'"):
         small_fit(make_guide(), 1, start="mode")

@@ -128,9 +128,10 @@ def _fit_line(fit: Mapping[str, Any]) -> str:
 
 
 def _settings(record: Mapping[str, Any]) -> str:
-    asked = record["asked"]
-    rows = [(key, asked[key]) for key in ("model", "flow", "num_transforms", "seed")]
-    rows += [(f"flow: {key}", value) for key, value in asked["flow_options"].items()]
+    asked, flow = record["asked"], record["flow"]
+    rows = [("model", asked["model"]), ("seed", asked["seed"]), ("flow", flow["name"])]
+    rows += [("num_transforms", flow["num_transforms"])]
+    rows += [(f"flow: {key}", value) for key, value in flow["options"].items()]
     rows += [(f"fit: {key}", value) for key, value in asked["fit"].items()]
     for name, value in asked["arguments"].items():
         if isinstance(value, dict) and "sha256" in value:

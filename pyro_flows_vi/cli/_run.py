@@ -101,6 +101,7 @@ class Run:
             "asked": self.asked,
             "versions": versions(),
             "machine": machine(torch.device("cpu")),
+            "flow": None,
             "fit": None,
             "diagnosis": None,
             "posterior": None,
@@ -152,7 +153,9 @@ class Run:
                 kwargs=self.kwargs,
                 seed=self.seed + DIAGNOSIS,
             )
-        self.record["diagnosis"] = self.report.as_dict()
+        guide = self.guide
+        flow = {"name": guide.flow_name, "num_transforms": guide.num_transforms, "options": guide.flow_options}
+        self.record["flow"], self.record["diagnosis"] = flow, self.report.as_dict()
         self.record["stage"] = "posterior"
         self._save()
         self._write_page(None)

@@ -38,7 +38,7 @@ class AutoSylvester(_Named):
 
 
 class AutoRealNVP(_Named):
-    """Affine couplings: fast both ways, the default of AutoFlow. ``AutoFlow(model, "realnvp", ...)``."""
+    """Affine couplings: fast both ways, AutoFlow's default beyond one latent. ``AutoFlow(model, "realnvp", ...)``."""
 
     family = "realnvp"
 

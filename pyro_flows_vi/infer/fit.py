@@ -21,7 +21,7 @@ from pyro_flows_vi.infer.problems import FlowProblem, PyroProblem
 from pyro_flows_vi.infer.progress import progress_bar
 from pyro_flows_vi.infer.repeat import seeded
 from pyro_flows_vi.infer.result import FitResult
-from pyro_flows_vi.infer.start import gaussian_start, laplace_start, require_finite_start
+from pyro_flows_vi.infer.start import CLIMBED, gaussian_start, laplace_start, require_finite_start
 from pyro_flows_vi.infer.training import Training
 from pyro_flows_vi.transforms._door import positive
 from pyro_flows_vi.transforms.continuous import penalised
@@ -188,7 +188,7 @@ def fit(
             reason = "interrupted"
             if checkpoint is not None:
                 training.save(checkpoint, restart_elbos)
-        kept, elbo, elbo_se = training.keep_the_best()
+        kept, elbo, elbo_se = training.keep_the_best(reason == "no more progress")
     done = schedule is not None and reason == "max_steps reached"
     return FitResult(
         elbo=elbo,
@@ -265,7 +265,7 @@ def _align(ranks: Ranks, training: Training, restart_elbos: list[float]) -> list
 def _start(guide: Any, log_density: LogDensity, start: str, restarts: int) -> list[float]:
     affine = guide.affine
     loc, scale = affine.location().detach(), affine.scale_tril().detach()
-    loc = require_finite_start(log_density, loc)
+    loc = require_finite_start(log_density, loc, CLIMBED if start == "gaussian" and restarts > 1 else 1)
     if start == "guide":
         return []
     if start == "laplace":

@@ -122,7 +122,7 @@ class FlowProblem:
 
     @torch.no_grad()
     def log_weights(self) -> Tensor:
-        """In chunks as large as a step, for which the log density is traced."""
+        """In chunks as large as a step, which need no more memory than it did."""
         chunk, parts = min(max(self.num_particles, CHUNK), FINAL_DRAWS), []
         for _ in range(FINAL_DRAWS // chunk):
             latent, log_q = self.guide.rsample_and_log_prob(chunk)

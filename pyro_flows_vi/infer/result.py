@@ -19,7 +19,7 @@ class FitResult:
         steps: optimiser steps done.
         skipped_steps: steps left out since the loss or a gradient was not finite.
         restart_elbos: the ELBOs at which the Gaussian stage arrived from each of its starts.
-        kept: which parameters the guide holds: ``"start"``, ``"last"`` or ``"average"``.
+        kept: which parameters the guide holds: ``"start"``, ``"last"``, ``"average"`` or, unconverged, ``"best"``.
         history: curves by name: ``step``, ``elbo``, ``elbo_se`` and ``learning_rate`` of every window.
         seconds: wall time.
         settings: what the fit was called with.

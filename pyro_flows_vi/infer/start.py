@@ -13,23 +13,30 @@ from pyro_flows_vi.infer._climb import climb, in_double
 from pyro_flows_vi.infer.gaussian import GaussianFit, fit_gaussian
 from pyro_flows_vi.infer.log_density import LogDensity
 
-__all__ = ["gaussian_start", "laplace_start", "require_finite_start", "summits"]
+__all__ = ["CLIMBED", "gaussian_start", "laplace_start", "require_finite_start", "summits"]
 
 #: random points around the origin of unconstrained space are drawn from U(-SPREAD, SPREAD), as Stan and NUTS do
 SPREAD = 2.0
 ATTEMPTS = 50
 #: climbs from such points, and as many from the prior; steps of each; nats below its lower side that make a valley
 CLIMBS, EVALUATIONS, DEPTH = 32, 100, 0.5
+#: points that climb together; what is evaluated in as many copies does not have to be traced by itself
+CLIMBED = 2 * CLIMBS
 
 
-def require_finite_start(log_density: LogDensity, loc: Tensor) -> Tensor:
+def require_finite_start(log_density: LogDensity, loc: Tensor, copies: int = 1) -> Tensor:
     """``loc`` if the log density and its gradient are finite there, or else a random point where they are.
+
+    Args:
+        log_density: the target.
+        loc: the first point, ``(D,)``.
+        copies: of a point, evaluated together.
 
     Raises:
         ValueError: where no such point is found, with the sites that are to blame.
     """
     for _ in range(ATTEMPTS):
-        value, score = log_density.value_and_score(loc.expand(2 * CLIMBS, -1))  # as many as climb, to trace but once
+        value, score = log_density.value_and_score(loc.repeat(copies if log_density.vectorized else 1, 1))
         if bool(value.isfinite().all()) and bool(score.isfinite().all()):
             return loc
         loc = SPREAD * (2.0 * torch.rand_like(loc) - 1.0)
@@ -58,7 +65,7 @@ def gaussian_start(log_density: LogDensity, loc: Tensor, scale: Tensor, restarts
         # Draws of its own: how long a hopeless start wanders, which its last bits decide, is nothing to the others.
         generator = torch.Generator(loc.device).manual_seed(seed)
         try:
-            start = require_finite_start(log_density, point)
+            start = require_finite_start(log_density, point, CLIMBED if restarts > 1 else 1)
             fits.append(fit_gaussian(log_density.value_and_score, start, scale, generator=generator))
         except ValueError as problem:
             problems.append(problem)

@@ -116,17 +116,19 @@ class Training:
             self.problem.refine()
         return said
 
-    def keep_the_best(self) -> tuple[str, float, float]:
+    def keep_the_best(self, converged: bool) -> tuple[str, float, float]:
         """Compare the candidates on the same draws, leave the best in place; its name, ELBO and standard error."""
         candidates = {"last": self._copy(), "start": self.start}
+        if not converged:  # the end may be that of a bad stretch
+            candidates["best"] = self.best
         if self.averaged:
             candidates["average"] = self.average
         results: dict[str, tuple[float, float]] = {}
-        state = torch.get_rng_state()
+        devices = {p.device for p in self.parameters if p.is_cuda}
         for name, values in candidates.items():
             self._restore(values)
-            torch.set_rng_state(state)
-            weights = self.problem.log_weights().double()
+            with torch.random.fork_rng(devices):
+                weights = self.problem.log_weights().double()
             mean, se = float(weights.mean()), float(weights.std() / math.sqrt(len(weights)))
             results[name] = (mean, se) if math.isfinite(mean) else (-math.inf, math.nan)
         results = self.ranks.from_first(lambda: results)
