@@ -17,8 +17,12 @@ from torch import Tensor
 
 from pyro_flows_vi.guides import AutoFlow
 from pyro_flows_vi.infer.diagnostics import diagnose
+from pyro_flows_vi.infer.gaussian import GaussianFit
 from pyro_flows_vi.infer.importance import draw_weighted, resample
-from pyro_flows_vi.infer.pareto import effective_size, psis
+from pyro_flows_vi.infer.log_density import LogDensity
+from pyro_flows_vi.infer.modes import missed_shares
+from pyro_flows_vi.infer.pareto import effective_size, psis, tail_share
+from pyro_flows_vi.infer.report import Report
 
 DIM, NOISE = 4, 0.5
 
@@ -83,7 +87,7 @@ def test_too_wide_and_off_is_seen_though_khat_is_low() -> None:
 def test_a_little_too_wide_is_good_after_resampling() -> None:
     x, guide = data(), shifted_and_scaled(0.3, 1.4)
     report = diagnose(conjugate, guide, x, seed=0, modes=False)
-    assert report.verdict == "trust after importance resampling", str(report)
+    assert report.verdict == "do not trust without importance resampling", str(report)
     site = report.sites["z"]
     assert (site.weighted_mean - posterior_mean(x)).abs().max() < 4 * SD / math.sqrt(report.ess)
     assert (site.mean_move - 0.3).abs().max() < 0.15
@@ -144,6 +148,57 @@ def test_what_a_fit_tells_is_heeded() -> None:
     assert report.verdict == "do not trust" and "disagree" in report.reasons[0]
     confirmed = diagnose(conjugate, guide, x, fit=apart, num_draws=500, seed=0)
     assert confirmed.verdict == "trust", str(confirmed)
+    apart.restart_missed = [0.0, 0.0]
+    report = diagnose(conjugate, guide, x, fit=apart, num_draws=500, modes=False)
+    assert report.verdict == "trust", "it was looked at where the other restart ended"
+    apart.restart_missed = [0.0, 0.3]
+    report = diagnose(conjugate, guide, x, fit=apart, num_draws=500, seed=0)
+    assert report.verdict == "do not trust" and "30.0 % of the mass" in report.reasons[0]
+
+
+def test_what_a_guide_lacks_about_other_gaussians() -> None:
+    class AtZero:
+        def rsample_and_log_prob(self, count: int) -> tuple[Tensor, Tensor]:
+            z = torch.randn(count, 1)
+            return z, dist.Normal(0.0, 1.0).log_prob(z)[:, 0]
+
+    def gaussian(loc: float, scale: float) -> GaussianFit:
+        return GaussianFit(torch.tensor([loc]), torch.tensor([scale]), -1.0, 0.1, 10, True)
+
+    torch.manual_seed(0)
+    others = [gaussian(-300.0, 1.0), gaussian(-300.0, 2.0), gaussian(0.3, 1.0), gaussian(150.0, 3.0)]
+    missed, wide, own, nowhere = missed_shares(LogDensity(two_modes), AtZero(), others)
+    assert missed == pytest.approx(0.7, abs=0.02) and wide == pytest.approx(0.7, abs=0.05)
+    assert own == nowhere == 0.0
+
+
+@pytest.mark.parametrize("k", [0.3, 0.6, 0.9])
+def test_the_share_of_a_tail_against_pareto_weights(k: float) -> None:
+    """Of weights w = U^-k, a part p lies above p^-k, and exceeds it by k p^(1 - k) / (1 - k) of a mean 1 / (1 - k)."""
+    weights = -k * torch.linspace(0.0, 1.0, 20_001, dtype=torch.float64)[1:].log()
+    weights[0] = weights[1]  # the largest one decides nothing
+    part = 3.0 * math.sqrt(20_000) / 20_000
+    mean = float(weights.exp().mean()) * (1.0 - k)
+    assert tail_share(weights, k) * mean == pytest.approx(k * part ** (1.0 - k), rel=0.02)
+    assert tail_share(weights, 1.0) == math.inf
+    assert tail_share(0.01 * torch.linspace(0.0, 1.0, 4000), 0.95) < 0.01
+
+
+def test_a_heavy_tail_with_nothing_in_it_is_not_serious() -> None:
+    """Weights 1 + c U^-0.85 of a uniform U, whose tail has no variance, however small c is."""
+
+    def report(c: float) -> Report:
+        def model() -> None:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            beyond = torch.special.erfc(z.abs() / math.sqrt(2.0)).clamp(min=1e-30)
+            pyro.factor("tail", (c * beyond.pow(-0.85)).log1p())
+
+        return diagnose(model, normal_guide, seed=2, modes=False)
+
+    small, large = report(1e-3), report(1.0)
+    assert small.khat > 0.7 and large.khat > 0.7
+    assert small.verdict == "do not trust without importance resampling" and "lie in the tail" in small.reasons[0]
+    assert large.verdict == "do not trust"
 
 
 def bounded(bad: float) -> Callable[[], None]:
@@ -160,7 +215,7 @@ def normal_guide() -> None:
 
 def test_draws_without_density_or_number_are_counted() -> None:
     report = diagnose(bounded(-math.inf), normal_guide, seed=0, modes=False)
-    assert report.verdict == "trust after importance resampling", str(report)
+    assert report.verdict == "do not trust without importance resampling", str(report)
     assert report.empty == pytest.approx(2000, abs=200) and report.blamed == ["wall"]
     assert report.elbo == -math.inf
     assert report.iw_elbo == pytest.approx(math.log(0.5), abs=5 * report.iw_elbo_se)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import hashlib
 import importlib
@@ -12,7 +11,7 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,22 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["bind", "describe", "load_function", "precision", "read_data", "read_function"]
+__all__ = ["bind", "describe", "load_function", "read_data", "read_function"]
 
 #: NAME=FILE:COLUMN,COLUMN, of which only FILE has to be there
 TABLE = re.compile(r"^(?:(?P<name>[^\W\d]\w*)=)?(?P<file>.+?\.(?:npz|npy|csv|json))(?::(?P<columns>.+))?$")
 MISSING = {"", "na", "nan"}
-
-
-@contextlib.contextmanager
-def precision(dtype: torch.dtype) -> Iterator[None]:
-    """New floating tensors have this dtype inside, those that are read from files too."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def load_function(spec: str) -> tuple[Callable[..., Any], ModuleType]:

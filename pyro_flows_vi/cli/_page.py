@@ -17,7 +17,7 @@ __all__ = ["render_page"]
 ROWS, MARGINALS, PAIRS = 200, 12, 4
 #: points of a cloud
 POINTS = 1500
-COLOURS = {"trust": "#2f7d4f", "trust after importance resampling": "#b07a10", "do not trust": "#b3261e"}
+COLOURS = {"trust": "#2f7d4f", "do not trust without importance resampling": "#b07a10", "do not trust": "#b3261e"}
 COLOUR = "#3b4c63"
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }

@@ -15,7 +15,6 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch.utils._pytree import tree_map
 
-from pyro_flows_vi.cli._arguments import precision
 from pyro_flows_vi.cli._page import render_page
 from pyro_flows_vi.guides import AutoFlow
 from pyro_flows_vi.infer import FitResult, fit, load_checkpoint, objectives, save_checkpoint, write_atomically
@@ -24,6 +23,7 @@ from pyro_flows_vi.infer.checkpoint import differences
 from pyro_flows_vi.infer.diagnostics import diagnose
 from pyro_flows_vi.infer.layout import trace_model
 from pyro_flows_vi.infer.records import machine, versions
+from pyro_flows_vi.numerics.precision import precision
 
 __all__ = ["Run"]
 

@@ -92,8 +92,9 @@ def posterior(
     """
     import torch
 
-    from pyro_flows_vi.cli._arguments import bind, describe, load_function, precision, read_data, read_function
+    from pyro_flows_vi.cli._arguments import bind, describe, load_function, read_data, read_function
     from pyro_flows_vi.cli._run import Run
+    from pyro_flows_vi.numerics.precision import precision
 
     if data and source is not None:
         raise ValueError("expected the arguments from --data or from --args, got both")
@@ -125,7 +126,7 @@ def posterior(
     report = run.diagnose(weighted_draws)
     click.echo(f"\n{report}\n")
     if resample is None:
-        resample = report.verdict == "trust after importance resampling"
+        resample = report.resampling_helps
     write_netcdf(out / "posterior.nc", run.export(draws, resample))
     run.finish(draws, resample)
     click.echo(f"posterior: {out / 'posterior.nc'}{' (importance resampled)' if resample else ''}")

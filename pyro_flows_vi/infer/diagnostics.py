@@ -15,7 +15,7 @@ from pyro_flows_vi.infer.importance import Draws, draw_weighted
 from pyro_flows_vi.infer.layout import trace_model
 from pyro_flows_vi.infer.log_density import LogDensity
 from pyro_flows_vi.infer.modes import find_modes
-from pyro_flows_vi.infer.pareto import effective_size, psis
+from pyro_flows_vi.infer.pareto import effective_size, psis, tail_share
 from pyro_flows_vi.infer.repeat import seeded
 from pyro_flows_vi.infer.report import QUANTILES, Report, SiteSummary
 
@@ -52,7 +52,8 @@ def diagnose(
 
     - k-hat above min(1 - 1 / log10 n, 0.7), "Pareto smoothed importance sampling" (Vehtari et al., 2024),
       arXiv:1507.02646; above 0.7 the guide is to be changed, "Yes, but did it work?" (Yao et al., 2018),
-      arXiv:1802.02538;
+      arXiv:1802.02538; unless what is in the tail is less than 1 % of all weight
+      (:func:`~pyro_flows_vi.infer.pareto.tail_share`);
     - an effective size below 400: the standard error of a mean is then above 0.05 sds (400 as in "Rank-normalization,
       folding, and localization" (Vehtari et al., 2021), arXiv:1903.08008);
     - a gap above half of log n: importance sampling needs about exp(KL) draws, "The sample size required in importance
@@ -60,11 +61,12 @@ def diagnose(
     - a mode with 1 % of the mass or more, of which the weighted draws have less than a fifth;
     - more than 1 % of the draws at which the model's density is NaN or +inf;
     - a fit that stopped unconverged; or whose best start is better than all others by more than 1 nat and 4 standard
-      errors, unless modes were found and the guide lacks none of them.
+      errors, unless the places where the others ended were looked at, or modes, and the guide lacks none of them.
 
-    Otherwise any of these is a reason for **trust after importance resampling**, and without one it is **trust**:
-    k-hat above 0.5 (Yao et al.), a gap above 1 nat, more than 1 % of draws where the posterior has no density, or
-    weights that move the mean of a scalar latent by more than 0.1 sds or its sd by more than a factor exp(0.1).
+    Otherwise any of these is a reason for **do not trust without importance resampling**, and without one it is
+    **trust**: k-hat above 0.5 (Yao et al.) with 1 % of all weight or more in the tail, or above the bound before; a gap
+    above 1 nat; more than 1 % of draws where the posterior has no density; or weights that move the mean of a scalar
+    latent by more than 0.1 sds or its sd by more than a factor exp(0.1), and by two standard errors of that.
 
     Args:
         model: the Pyro model.
@@ -125,6 +127,7 @@ def _weigh(draws: Draws, model: Callable[..., Any], args: Any, kwargs: dict[str,
     report = Report(
         num_draws=n,
         khat=khat,
+        tail_share=tail_share(usable, khat),
         ess=effective_size(usable),
         ess_smoothed=effective_size(smoothed),
         elbo=elbo,
@@ -165,6 +168,10 @@ def _summarise(value: Tensor, weights: Tensor, latent: bool) -> SiteSummary:
     constant = (raw[1] == 0) & (weighted[1] == 0)
     shift = torch.where(constant, 0.0, (raw[0] - weighted[0]) / weighted[1])
     log_ratio = torch.where(constant, 0.0, raw[1].log() - weighted[1].log())
+    noise = [
+        torch.where(constant, 0.0, (raw_part - len(weights) * weights[:, None] * part).norm(dim=0) / len(weights))
+        for raw_part, part in zip(_influence(rows, *raw[:2]), _influence(rows, *weighted[:2]), strict=True)
+    ]
     return SiteSummary(
         latent=latent,
         shape=tuple(shape),
@@ -176,7 +183,15 @@ def _summarise(value: Tensor, weights: Tensor, latent: bool) -> SiteSummary:
         weighted_quantiles=weighted[2].reshape(-1, *shape),
         mean_move=shift.reshape(shape),
         log_sd_ratio=log_ratio.reshape(shape),
+        mean_move_se=noise[0].reshape(shape),
+        log_sd_ratio_se=noise[1].reshape(shape),
     )
+
+
+def _influence(rows: Tensor, mean: Tensor, sd: Tensor) -> tuple[Tensor, Tensor]:
+    """What each draw adds to the mean, in sds, and to the log of the sd."""
+    units = (rows - mean) / sd
+    return units, 0.5 * (units.square() - 1.0)
 
 
 def _moments(rows: Tensor, weights: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_flows_vi.infer.compile_mode import require_mode
+from pyro_flows_vi.infer.gaussian import GaussianFit
 from pyro_flows_vi.infer.layout import require_same_layout
 from pyro_flows_vi.infer.log_density import LogDensity
 from pyro_flows_vi.infer.objectives import Objective, PathELBO, Tempering
@@ -23,6 +24,7 @@ from pyro_flows_vi.infer.repeat import seeded
 from pyro_flows_vi.infer.result import FitResult
 from pyro_flows_vi.infer.start import CLIMBED, gaussian_start, laplace_start, require_finite_start
 from pyro_flows_vi.infer.training import Training
+from pyro_flows_vi.numerics.precision import precision
 from pyro_flows_vi.transforms._door import positive
 from pyro_flows_vi.transforms.continuous import penalised
 
@@ -145,9 +147,9 @@ def fit(
     _require_same(ranks, settings, (args, keywords))
     began = time.perf_counter()
     resuming = ranks.from_first(lambda: resume and checkpoint is not None and Path(checkpoint).exists())
-    with ranks.interruption() as interruption, seeded(seed), _default_dtype(dtype):
+    with ranks.interruption() as interruption, seeded(seed), precision(dtype):
         ranks.align_random()
-        training, restart_elbos = _prepare(
+        training, restarts_done = _prepare(
             model,
             guide,
             args,
@@ -161,13 +163,13 @@ def fit(
             ranks,
         )
         if ranks.size > 1:
-            restart_elbos = _align(ranks, training, restart_elbos)
+            restarts_done = _align(ranks, training, restarts_done)
         if compile is True and not hasattr(guide, "rsample_and_log_prob"):
             compile = False  # what a Pyro guide does in Python, a trace of one run may miss
         rules = (schedule, clip_norm, plateau or Plateau(), max_steps, max_skipped, compile)
         training.configure(optimizer, learning_rate, *rules)
         if resuming and checkpoint is not None:
-            restart_elbos = training.load(checkpoint)
+            restarts_done = training.load(checkpoint)
         reason = "max_steps reached"
         with progress_bar(max_steps, "fit", "step", progress and ranks.first, done=training.step) as bar:
             while training.step < max_steps and not interruption.requested:
@@ -181,12 +183,13 @@ def fit(
                     reason = "no more progress"
                     break
                 if checkpoint is not None and training.step % checkpoint_every == 0:
-                    training.save(checkpoint, restart_elbos)
+                    training.save(checkpoint, restarts_done)
         if interruption.requested:
             reason = "interrupted"
         if checkpoint is not None and reason != "no more progress":
-            training.save(checkpoint, restart_elbos)
+            training.save(checkpoint, restarts_done)
         kept, elbo, elbo_se = training.keep_the_best(reason == "no more progress")
+        missed = ranks.from_first(lambda: training.problem.missed(restarts_done))
     done = schedule is not None and reason == "max_steps reached"
     return FitResult(
         elbo=elbo,
@@ -195,7 +198,8 @@ def fit(
         stop_reason="the schedule is over" if done else reason,
         steps=training.step,
         skipped_steps=training.skipped,
-        restart_elbos=restart_elbos,
+        restart_elbos=[start.elbo for start in restarts_done],
+        restart_missed=missed,
         kept=kept,
         seconds=time.perf_counter() - began,
         history=training.history,
@@ -215,7 +219,7 @@ def _prepare(
     start: str,
     restarts: int | None,
     ranks: Ranks,
-) -> tuple[Training, list[float]]:
+) -> tuple[Training, list[GaussianFit]]:
     """The problem, with the guide at its start, unless ``restarts`` is ``None``: a checkpoint will say where it is."""
     if not hasattr(guide, "rsample_and_log_prob"):
         if objective is not None or tempering is not None:
@@ -228,11 +232,11 @@ def _prepare(
     if dtype is not None:
         guide.to(dtype)
     require_same_layout(guide.layout, log_density.layout)
-    restart_elbos = [] if restarts is None else _start(guide, log_density, start, restarts)
+    restarts_done = [] if restarts is None else _start(guide, log_density, start, restarts)
     if objective is None and guide.transform.exact_log_det:
         objective = PathELBO()
     particles = num_particles or _default_particles(log_density)
-    return Training(FlowProblem(guide, log_density, objective, particles, tempering, ranks)), restart_elbos
+    return Training(FlowProblem(guide, log_density, objective, particles, tempering, ranks)), restarts_done
 
 
 def _default_particles(log_density: LogDensity) -> int:
@@ -256,17 +260,17 @@ def _require_same(ranks: Ranks, settings: dict[str, Any], arguments: Any) -> Non
         )
 
 
-def _align(ranks: Ranks, training: Training, restart_elbos: list[float]) -> list[float]:
-    """Let all processes begin as the first one does; its ELBOs of the restarts."""
+def _align(ranks: Ranks, training: Training, restarts: list[GaussianFit]) -> list[GaussianFit]:
+    """Let all processes begin as the first one does; its restarts."""
     ranks.require_same({"model and guide": digest(training.problem.signature)})
     guide = getattr(training.problem, "guide", None)
     buffers = list(guide.buffers()) if isinstance(guide, torch.nn.Module) else []
     ranks.align([*training.problem.parameters(), *buffers])
     ranks.align_random()
-    return ranks.from_first(lambda: restart_elbos)
+    return ranks.from_first(lambda: restarts)
 
 
-def _start(guide: Any, log_density: LogDensity, start: str, restarts: int) -> list[float]:
+def _start(guide: Any, log_density: LogDensity, start: str, restarts: int) -> list[GaussianFit]:
     affine = guide.affine
     loc, scale = affine.location().detach(), affine.scale_tril().detach()
     loc = require_finite_start(log_density, loc, CLIMBED if start == "gaussian" and restarts > 1 else 1)
@@ -278,23 +282,8 @@ def _start(guide: Any, log_density: LogDensity, start: str, restarts: int) -> li
         return []
     fits = gaussian_start(log_density, loc, scale, restarts)
     affine.reframe(fits[0].loc, fits[0].scale_tril)
-    return [fit.elbo for fit in fits]
+    return fits
 
 
 def _cast(leaf: Any, dtype: torch.dtype) -> Any:
     return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-
-class _default_dtype:
-    """Let new tensors have a dtype for a while."""
-
-    def __init__(self, dtype: torch.dtype | None) -> None:
-        self.dtype = dtype
-
-    def __enter__(self) -> None:
-        self.before = torch.get_default_dtype()
-        if self.dtype is not None:
-            torch.set_default_dtype(self.dtype)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_default_dtype(self.before)

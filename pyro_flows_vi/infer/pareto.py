@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["arviz_series", "effective_size", "load_arviz", "psis"]
+__all__ = ["arviz_series", "effective_size", "load_arviz", "psis", "tail_share"]
 
 #: positive weights below which no tail is fitted
 FEWEST_WEIGHTS = 25
@@ -77,6 +77,25 @@ def _smooth(log_weights: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], fl
     if not np.isfinite(khat) or not np.isfinite(np.asarray(smoothed)).all():
         return log_weights, math.inf
     return np.asarray(smoothed), khat
+
+
+def tail_share(log_weights: Tensor, khat: float) -> float:
+    r"""By how much the weights in the tail that k-hat is fitted to are above its threshold, as a share of all weight.
+
+    Of n weights the :math:`M = \min(n / 5, 3 \sqrt n)` largest are the tail. A generalised Pareto distribution with the
+    shape k and the median :math:`\sigma (2^k - 1) / k` of what they exceed the threshold by has the mean
+    :math:`\sigma / (1 - k)`, and the share is :math:`M / n` of that over the mean weight: what cutting the tail off
+    there would take away, also of weights that were not drawn. From k = 1 on it has no mean, and the share is infinite.
+    Like k-hat it is of the scale of no parameter; unlike k-hat it is small where the weights are nearly equal.
+    """
+    weights = (log_weights - log_weights.max()).exp()
+    count = min(len(weights) // 5, math.ceil(3.0 * math.sqrt(len(weights))))
+    if khat >= 1.0 or count < 1:
+        return math.inf
+    tail = weights.sort().values[-count - 1 :]
+    excess = float((tail[1:] - tail[0]).median())
+    scale = excess * (khat / math.expm1(khat * math.log(2.0)) if abs(khat) > 1e-6 else 1.0 / math.log(2.0))
+    return count * scale / (1.0 - khat) / float(weights.sum())
 
 
 def effective_size(log_weights: Tensor) -> float:

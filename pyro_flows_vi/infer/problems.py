@@ -17,9 +17,12 @@ from torch.utils._pytree import tree_map
 
 from pyro_flows_vi.infer._particles import particle_elbo
 from pyro_flows_vi.infer._step_graph import Untraceable
+from pyro_flows_vi.infer.gaussian import GaussianFit
 from pyro_flows_vi.infer.log_density import LogDensity
+from pyro_flows_vi.infer.modes import missed_shares
 from pyro_flows_vi.infer.objectives import ELBO, IWELBO, DReG, Estimate, Objective, PathELBO, Tempering
 from pyro_flows_vi.infer.parallel import Ranks, Share
+from pyro_flows_vi.infer.verdict import RESTARTS
 from pyro_flows_vi.transforms.continuous import with_penalty
 
 __all__ = ["FlowProblem", "Problem", "PyroProblem"]
@@ -49,6 +52,9 @@ class Problem(Protocol):
 
     def log_weights(self) -> Tensor:
         """Log weights of many draws of the guide as it is, without gradients."""
+
+    def missed(self, restarts: Sequence[GaussianFit]) -> list[float]:
+        """The part of the posterior about each that the guide does not have; empty where they agree."""
 
 
 class FlowProblem:
@@ -116,6 +122,12 @@ class FlowProblem:
             parts.append(self.log_density(latent) - log_q)
         return torch.cat(parts)
 
+    def missed(self, restarts: Sequence[GaussianFit]) -> list[float]:
+        """By importance sampling from each; in an order in which the best comes first."""
+        if len(restarts) < 2 or not restarts[0].elbo > restarts[1].elbo + RESTARTS:
+            return []
+        return [0.0, *missed_shares(self.log_density, self.guide, restarts[1:])]
+
 
 class PyroProblem:
     """Any Pyro model and guide, under ``Trace_ELBO``."""
@@ -173,6 +185,10 @@ class PyroProblem:
     def log_weights(self) -> Tensor:
         """ELBO estimates, which have the mean of log weights."""
         return torch.cat([self.estimate(1.0).log_weights for _ in range(64)])
+
+    def missed(self, restarts: Sequence[GaussianFit]) -> list[float]:
+        """It has no restarts."""
+        return []
 
 
 class Substituted(TorchFunctionMode):

@@ -18,6 +18,7 @@ from pyro_flows_vi.infer.verdict import (
     KHAT_GOOD,
     KHAT_MOST,
     MOVE,
+    NOISE,
     RESAMPLE,
     TRUST,
     mild,
@@ -46,6 +47,7 @@ class SiteSummary:
         weighted_quantiles: as well.
         mean_move: (mean - weighted mean) / weighted sd.
         log_sd_ratio: log(sd / weighted sd).
+        mean_move_se: the standard error of ``mean_move``, and ``log_sd_ratio_se`` that of ``log_sd_ratio``.
     """
 
     latent: bool
@@ -58,6 +60,8 @@ class SiteSummary:
     weighted_quantiles: Tensor
     mean_move: Tensor
     log_sd_ratio: Tensor
+    mean_move_se: Tensor
+    log_sd_ratio_se: Tensor
 
 
 @dataclass
@@ -67,6 +71,7 @@ class Report:
     Attributes:
         num_draws: n.
         khat: Pareto k-hat of the weights.
+        tail_share: by how much the weights in the tail that k-hat is fitted to exceed its threshold, over all weight.
         ess: the effective size of the raw weights.
         ess_smoothed: of the Pareto-smoothed weights.
         elbo: the ELBO, with its standard error ``elbo_se``; -inf if a draw has no density under the model.
@@ -78,11 +83,12 @@ class Report:
         sites: summaries by site.
         modes: the modes that were found without the guide's help, and ``modes_note``, why none was.
         converged: of the fit, with ``stop_reason`` and ``skipped_steps``; ``None`` if not known.
-        restart_elbos: of the fit.
+        restart_elbos: of the fit, as is ``restart_missed``.
     """
 
     num_draws: int
     khat: float
+    tail_share: float
     ess: float
     ess_smoothed: float
     elbo: float
@@ -101,6 +107,7 @@ class Report:
     stop_reason: str = ""
     skipped_steps: int = 0
     restart_elbos: list[float] = field(default_factory=list)
+    restart_missed: list[float] = field(default_factory=list)
     restart_se: float = 0.0
 
     def read_fit(self, fit: Any) -> None:
@@ -109,6 +116,7 @@ class Report:
         self.stop_reason = str(getattr(fit, "stop_reason", ""))
         self.skipped_steps = int(getattr(fit, "skipped_steps", 0) or 0)
         self.restart_elbos = [float(elbo) for elbo in getattr(fit, "restart_elbos", None) or []]
+        self.restart_missed = [float(share) for share in getattr(fit, "restart_missed", None) or []]
         self.restart_se = float(getattr(fit, "elbo_se", 0.0) or 0.0)
 
     @property
@@ -123,7 +131,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """``"trust"``, ``"trust after importance resampling"`` or ``"do not trust"``."""
+        """``"trust"``, ``"do not trust without importance resampling"`` or ``"do not trust"``."""
         if serious(self):
             return DISTRUST
         return RESAMPLE if mild(self) else TRUST
@@ -143,12 +151,18 @@ class Report:
         found = serious(self) or mild(self)
         return list(dict.fromkeys(what for _, what in found)) or ["use the draws as they are"]
 
-    def worst(self, quantity: str, latent_only: bool = True) -> tuple[str, float]:
-        """The scalar with the largest absolute ``mean_move`` or ``log_sd_ratio``: its label, and the value."""
+    @property
+    def resampling_helps(self) -> bool:
+        """Whether the draws are off and their weights put that right."""
+        return self.verdict == RESAMPLE
+
+    def worst(self, quantity: str) -> tuple[str, float]:
+        """The latent scalar with the largest ``mean_move`` or ``log_sd_ratio`` above its noise: its label, and that."""
         best = ("", 0.0)
         for name, site in self.sites.items():
-            values = getattr(site, quantity).reshape(-1).nan_to_num(nan=math.inf)
-            if len(values) and (site.latent or not latent_only):
+            values, noise = getattr(site, quantity).reshape(-1), getattr(site, f"{quantity}_se").reshape(-1)
+            values = torch.where(values.abs() < NOISE * noise, 0.0, values).nan_to_num(nan=math.inf)
+            if len(values) and site.latent:
                 place = int(values.abs().argmax())
                 if abs(float(values[place])) > abs(best[1]):
                     best = _label(name, site.shape, place), float(values[place])
@@ -162,7 +176,11 @@ class Report:
         lines += [f"  - {why}" for why in self.reasons]
         lines += [f"Next: {what}" for what in self.advice] + [""]
         table = [
-            ("Pareto k-hat", f"{self.khat:.2f}", f"good below {KHAT_GOOD}, of use below {self.khat_most:.2f}"),
+            (
+                "Pareto k-hat",
+                f"{self.khat:.2f}",
+                f"good below {KHAT_GOOD}, of use below {self.khat_most:.2f}; {100 * self.tail_share:.1f} % in the tail",
+            ),
             (
                 "effective draws",
                 f"{self.ess:.0f}",

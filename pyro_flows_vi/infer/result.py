@@ -19,6 +19,8 @@ class FitResult:
         steps: optimiser steps done.
         skipped_steps: steps left out since the loss or a gradient was not finite.
         restart_elbos: the ELBOs at which the Gaussian stage arrived from each of its starts.
+        restart_missed: where the best start is better than all others by a nat and more, the part of the posterior
+            about the Gaussian of each that the guide does not have: all zero if the others are of no account.
         kept: which parameters the guide holds: ``"start"``, ``"last"``, ``"average"`` or, unconverged, ``"best"``.
         history: curves by name: ``step``, ``elbo``, ``elbo_se`` and ``learning_rate`` of every window.
         seconds: wall time.
@@ -32,6 +34,7 @@ class FitResult:
     steps: int
     skipped_steps: int
     restart_elbos: list[float]
+    restart_missed: list[float]
     kept: str
     seconds: float
     history: dict[str, list[float]] = field(repr=False)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pyro_flows_vi.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_flows_vi.infer.compile_mode import Driver
 from pyro_flows_vi.infer.fit_steps import FitSteps, Outcome, fit_refusal
+from pyro_flows_vi.infer.gaussian import GaussianFit
 from pyro_flows_vi.infer.plateau import Plateau
 from pyro_flows_vi.infer.problems import Problem
 
@@ -142,7 +143,7 @@ class Training:
 
     # -- saving --------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path, restart_elbos: list[float]) -> None:
+    def save(self, path: str | Path, restarts: list[GaussianFit]) -> None:
         """Write the whole state, in the first process."""
         if not self.ranks.first:
             return
@@ -156,14 +157,14 @@ class Training:
             "plateau": self.plateau.state(),
             "history": self.history,
             "counts": [self.step, self.skipped, self.skipped_in_a_row, self.averaged],
-            "restart_elbos": restart_elbos,
+            "restarts": [vars(fit) for fit in restarts],
             "mode": self.driver.state(),
             "rng": torch.get_rng_state(),
         }
         save_checkpoint(path, state, kind="fit", settings=self.problem.signature)
 
-    def load(self, path: str | Path) -> list[float]:
-        """Go on from a saved state; returns the ELBOs of the restarts."""
+    def load(self, path: str | Path) -> list[GaussianFit]:
+        """Go on from a saved state; returns the restarts."""
         _, state = self.ranks.from_first(lambda: load_checkpoint(path, kind="fit", settings=self.problem.signature))
         if state["module"] is not None:
             self.problem.guide.load_state_dict(state["module"])  # type: ignore[attr-defined]
@@ -176,7 +177,7 @@ class Training:
         self.plateau.extend(self.max_steps - self.step)
         self.driver.resume(state.get("mode"))
         torch.set_rng_state(state["rng"])
-        return list(state["restart_elbos"])
+        return [GaussianFit(**fit) for fit in state["restarts"]]
 
     def _module_state(self) -> dict[str, Any] | None:
         guide = getattr(self.problem, "guide", None)

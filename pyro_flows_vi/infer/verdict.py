@@ -12,13 +12,15 @@ if TYPE_CHECKING:
 
 __all__ = ["mild", "serious"]
 
-TRUST, RESAMPLE, DISTRUST = "trust", "trust after importance resampling", "do not trust"
+TRUST, RESAMPLE, DISTRUST = "trust", "do not trust without importance resampling", "do not trust"
 KHAT_GOOD, KHAT_MOST = 0.5, 0.7
+#: of all weight, that of a tail whose shape is of no account
+TAIL = 0.01
 ESS_LEAST = 400
 #: in nats
 GAP_GOOD, RESTARTS = 1.0, 1.0
-#: of a mean in sds, and of a log sd
-MOVE = 0.1
+#: of a mean in sds, and of a log sd; and in standard errors, what is no noise
+MOVE, NOISE = 0.1, 2.0
 SHARE_OF_FAILURES = 0.01
 
 
@@ -44,13 +46,9 @@ def serious(report: Report) -> list[tuple[str, str]]:
         )
         found.append((why, what))
     richer = "fit longer, or with a richer flow (more transforms, another family), or reparametrise the model"
-    if report.khat > report.khat_most:
-        found.append(
-            (
-                f"k-hat is {report.khat:.2f}, above {report.khat_most:.2f}: the guide's tails are too light somewhere",
-                richer,
-            )
-        )
+    if report.khat > report.khat_most and report.tail_share > TAIL:
+        why = f"k-hat is {report.khat:.2f}, above {report.khat_most:.2f}: the guide's tails are too light somewhere"
+        found.append((why, richer))
     if report.gap > 0.5 * math.log(report.num_draws):
         why = f"the ELBO is {report.gap:.1f} nats below the importance-weighted bound"
         found.append((why, richer))
@@ -59,9 +57,11 @@ def serious(report: Report) -> list[tuple[str, str]]:
         more = math.ceil(1.5 * ESS_LEAST * report.num_draws / max(report.ess, 1.0) / 1000) * 1000
         what = f"draw more: num_draws={more}" if report.ess > 0.05 * report.num_draws else richer
         found.append((why, what))
-    if _alone(report) and not (report.modes and not report.missed):
+    missed = max(report.restart_missed, default=0.0)
+    if missed > 0.0 or (_alone(report) and not _confirmed(report)):
         ordered = sorted(report.restart_elbos, reverse=True)
         why = f"the restarts disagree: the best ELBO is {ordered[0]:.1f}, the next {ordered[1]:.1f}"
+        why += f", and {_percent(missed)} of the mass lies where another one ended" if missed else ""
         found.append((why, "fit with more restarts, and start at different places"))
     return found
 
@@ -71,11 +71,16 @@ def _alone(report: Report) -> bool:
     return len(finite) > 1 and finite[0] - finite[1] > max(RESTARTS, 4.0 * report.restart_se)
 
 
+def _confirmed(report: Report) -> bool:
+    """Whether other places were looked at, and the guide lacks none of them."""
+    return not report.missed and bool(report.modes or report.restart_missed)
+
+
 def mild(report: Report) -> list[tuple[str, str]]:
     """The reasons not to trust a guide's draws without their weights, each with what to do."""
     found = []
-    if report.khat > KHAT_GOOD:
-        found.append(f"k-hat is {report.khat:.2f}, above {KHAT_GOOD}")
+    if report.khat > (KHAT_GOOD if report.tail_share > TAIL else report.khat_most):
+        found.append(f"k-hat is {report.khat:.2f}, and {_percent(report.tail_share)} of the weight lie in the tail")
     if report.gap > GAP_GOOD:
         found.append(f"the ELBO is {report.gap:.1f} nats below the importance-weighted bound")
     if report.empty > SHARE_OF_FAILURES * report.num_draws:
