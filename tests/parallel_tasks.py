@@ -143,9 +143,9 @@ def run_fit(guide: Any = None, **options: Any) -> tuple[Any, Tensor, Any]:
 
 def fits(folder: Path, ranks: Ranks) -> dict[str, Any]:
     torch.manual_seed(ranks.rank)  # what the processes did before does not matter
-    doubling: dict[str, Any] = {"num_particles": None, "plateau": Plateau(window=3, patience=1)}
-    alone, expected, _ = run_fit(parallel=False, **doubling)
-    shared, parameters, _ = run_fit(progress=True, **doubling)
+    cooling: dict[str, Any] = {"num_particles": None, "plateau": Plateau(window=3, patience=1, least_cooldown=9)}
+    alone, expected, _ = run_fit(parallel=False, **cooling)
+    shared, parameters, _ = run_fit(progress=True, **cooling)
     return {
         "parameters": worst(parameters, expected),
         "elbo": [alone.elbo, shared.elbo, shared.elbo_se],

@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.distributions import constraints
 from pyro_flows_vi.guides import AutoFlow
 from pyro_flows_vi.infer import ELBO, FitResult, PathELBO, Plateau, fit, linear_tempering
 from pyro_flows_vi.infer._particles import particle_elbo
+from pyro_flows_vi.infer.interruption import TrainingInterrupted
 from pyro_flows_vi.infer.objectives import Estimate, FlowGuide, Target
 
 X = torch.tensor([[1.0, 0.5], [1.0, -1.0], [1.0, 2.0], [1.0, 0.3], [1.0, -0.4]])
@@ -231,15 +233,31 @@ def test_double_precision() -> None:
 # -- checkpoints and interruptions -------------------------------------------------------------------
 
 
-def interrupt_at(step: int, total: int) -> Callable[[float], float]:
-    """A schedule that presses Ctrl-C."""
+def interrupt_at(step: int, total: int, number: int = signal.SIGINT) -> Callable[[float], float]:
+    """A schedule that presses Ctrl-C, or sends another signal."""
 
     def schedule(fraction: float) -> float:
         if round(fraction * total) == step:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return 1.0
 
     return schedule
+
+
+@dataclass
+class Interrupting(Plateau):
+    """The rule, and Ctrl-C after so many steps."""
+
+    at: int = 0
+
+    def update(self, elbo: float, remaining: float = math.inf) -> str:
+        said = super().update(elbo, remaining)
+        if self.steps == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return said
+
+    def state(self) -> dict[str, Any]:
+        return {name: value for name, value in super().state().items() if name != "at"}
 
 
 def test_a_fit_goes_on_bit_for_bit_after_ctrl_c(tmp_path: Path) -> None:
@@ -259,28 +277,40 @@ def test_a_fit_goes_on_bit_for_bit_after_ctrl_c(tmp_path: Path) -> None:
 
 def test_periodic_checkpoints_and_the_stopping_rule_go_on_bit_for_bit(tmp_path: Path) -> None:
     whole, cut, resumed = make_guide(), make_guide(), make_guide()
-    options: dict[str, Any] = {"plateau": Plateau(window=4, patience=1), "start": "gaussian"}
-    expected = small_fit(whole, 60, **options)
+    rule = {"window": 4, "patience": 1, "least_cooldown": 25}
+    options: dict[str, Any] = {"start": "gaussian", "max_steps": 60}
+    expected = small_fit(whole, plateau=Plateau(**rule), **options)
     file = tmp_path / "fit.ckpt"
-    small_fit(cut, 14, checkpoint=file, checkpoint_every=7, **options)
-    found = small_fit(resumed, 60, checkpoint=file, resume=True, **options)
+    small_fit(cut, plateau=Interrupting(**rule, at=14), checkpoint=file, checkpoint_every=7, **options)
+    found = small_fit(resumed, plateau=Plateau(**rule), checkpoint=file, resume=True, **options)
     assert expected.stop_reason == found.stop_reason and found.steps == expected.steps > 14
     assert same(resumed, whole) and found.history == expected.history
+
+
+def test_a_fit_that_gets_more_steps_goes_back_to_long_ones(tmp_path: Path) -> None:
+    guide, options = make_guide(), {"checkpoint": tmp_path / "fit.ckpt", "resume": True, "start": "gaussian"}
+    rule = Plateau(window=4, patience=1000)
+    short = small_fit(guide, 20, plateau=rule, **options)
+    assert short.history["learning_rate"][-1] < 0.3 * max(short.history["learning_rate"]) and not short.converged
+    longer = small_fit(guide, 60, plateau=rule, **options)
+    rates = longer.history["learning_rate"]
+    assert longer.steps == 60 and rates[:5] == short.history["learning_rate"]
+    assert rates[6] > 4.0 * rates[4] and rates[-1] < 0.3 * max(rates)
 
 
 def test_checkpoints_of_other_guides(tmp_path: Path) -> None:
     file = tmp_path / "fit.ckpt"
 
-    def run(steps: int, **options: Any) -> tuple[FitResult, dict[str, Tensor]]:
+    def run(stop: int, **options: Any) -> tuple[FitResult, dict[str, Tensor]]:
         pyro.clear_param_store()
         guide = AutoNormal(plated)
-        settings = {**SMALL, "plateau": Plateau(window=5), **options}
-        result = fit(plated, guide, Y, max_steps=steps, **settings)
+        settings = {**SMALL, "plateau": Interrupting(window=5, at=stop), **options}
+        result = fit(plated, guide, Y, max_steps=20, **settings)
         return result, {name: p.detach().clone() for name, p in guide.named_parameters()}
 
-    expected, whole = run(20)
+    expected, whole = run(0)
     run(10, checkpoint=file, checkpoint_every=10)
-    found, resumed = run(20, checkpoint=file, resume=True)
+    found, resumed = run(0, checkpoint=file, resume=True)
     assert found.history == expected.history
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
@@ -293,6 +323,18 @@ def test_ctrl_c_without_a_checkpoint_returns_the_best() -> None:
     assert result.stop_reason == "interrupted" and result.steps == 61
     assert result.elbo > small_fit(make_guide(init_scale=0.3), 1, learning_rate=1e-9).elbo + 1.0
     assert "not converged (interrupted)" in str(result)
+
+
+def test_a_termination_signal_ends_the_program_and_loses_nothing(tmp_path: Path) -> None:
+    whole, cut = make_guide(), make_guide()
+    expected = small_fit(whole, 40, schedule=lambda fraction: 1.0)
+    file = tmp_path / "fit.ckpt"
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(TrainingInterrupted, match="termination signal"):
+        small_fit(cut, 40, schedule=interrupt_at(22, 40, signal.SIGTERM), checkpoint=file)
+    assert signal.getsignal(signal.SIGTERM) is before
+    found = small_fit(cut, 40, schedule=lambda fraction: 1.0, checkpoint=file, resume=True)
+    assert same(cut, whole) and found.history == expected.history
 
 
 def test_checkpoints_that_do_not_belong_here(tmp_path: Path) -> None:
@@ -346,7 +388,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted() -> None:
 
 def test_too_many_in_a_row_are_an_error_and_the_best_is_kept() -> None:
     guide, until = make_guide(init_scale=0.3), make_guide(init_scale=0.3)
-    options: dict[str, Any] = {"plateau": Plateau(window=5), "learning_rate": 0.05}
+    options: dict[str, Any] = {"plateau": Plateau(window=5), "learning_rate": 0.05, "schedule": lambda fraction: 1.0}
     with pytest.raises(ValueError, match=r"not finite in 3 steps in a row.*holds the best parameters.*float64"):
         small_fit(guide, 40, objective=Flaky(lambda call: call > 22), max_skipped=3, **options)
     assert all(bool(p.isfinite().all()) for p in guide.parameters())
@@ -462,10 +504,8 @@ def test_an_unknown_start() -> None:
         small_fit(make_guide(), 1, start="mode")
 
 
-def test_particles_double_where_the_step_size_falls_unless_they_were_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def counts(**options: Any) -> list[int]:
+def test_a_step_has_256_particles_or_as_many_as_large_data_leave_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def counts(**options: Any) -> set[int]:
         seen: list[int] = []
 
         class Counting(PathELBO):
@@ -473,19 +513,14 @@ def test_particles_double_where_the_step_size_falls_unless_they_were_asked_for(
                 seen.append(num_particles)
                 return super().__call__(guide, target, num_particles, temperature)
 
-        rule = Plateau(window=4, patience=1, tolerance=1e3)  # nothing but the first window is progress
-        small_fit(make_guide(), objective=Counting(), plateau=rule, learning_rate=1e-4, **options)
-        return seen
+        small_fit(make_guide(), 2, objective=Counting(), **options)
+        return set(seen)
 
-    seen = counts(num_particles=None)
-    assert seen == [256] * 8 + [512] * 12
-    file = tmp_path / "state"
-    first = counts(num_particles=None, max_steps=14, checkpoint=file, checkpoint_every=14)
-    assert first + counts(num_particles=None, checkpoint=file, resume=True) == seen
-    assert set(counts(num_particles=8)) == {8}
-    assert set(counts(num_particles=None, compile="auto", max_steps=16)) == {256}
-    monkeypatch.setattr(sys.modules["pyro_flows_vi.infer.fit"], "LARGE", 2 * 256 * (X.numel() + Y.numel()) - 1)
-    assert set(counts(num_particles=None, max_steps=16)) == {256}  # the data are large
+    assert counts(num_particles=None) == {256} and counts(num_particles=8) == {8}
+    numbers = X.numel() + Y.numel()
+    for room, expected in ((256 * numbers, 256), (256 * numbers - 1, 128), (50 * numbers, 32), (1, 16)):
+        monkeypatch.setattr(sys.modules["pyro_flows_vi.infer.fit"], "LARGE", room)
+        assert counts(num_particles=None) == {expected}
 
 
 def test_parameters_that_the_optimiser_does_not_have_stay_and_gather_no_gradients() -> None:

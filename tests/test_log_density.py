@@ -160,6 +160,28 @@ def moving_bounds(low: Tensor) -> None:
     pyro.sample("c", dist.Pareto(b, 3.0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_bernoulli_likelihood_is_two_kernels_each_way_and_right_at_any_logit(dtype: torch.dtype) -> None:
+    y = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, 0.0], dtype=dtype)
+
+    def model(y: Tensor) -> None:
+        logits = pyro.sample("logits", dist.Normal(torch.zeros(6, dtype=dtype), 100.0).to_event(1))
+        with pyro.plate("rows", 6):
+            pyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
+
+    log_density = LogDensity(model, y)
+    latent = torch.tensor([[0.3, -2.0, 39.0, 41.0, -500.0, -60.0], [-1.0, 700.0, -0.01, -35.0, 2.0, 3.0]], dtype=dtype)
+    expected, gradient = potential(model, y, latent, log_density)
+    value, score = log_density.value_and_score(latent)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(score, gradient)
+    graph = log_density._graph(latent)[0]
+    assert isinstance(graph, torch.fx.GraphModule)
+    names = [str(node.target) for node in graph.graph.nodes]
+    assert names.count("aten.softplus.default") == names.count("aten.softplus_backward.default") == 1
+    assert not any("exp" in name and "expand" not in name for name in names)
+
+
 def test_supports_that_depend_on_latents_against_a_density_by_hand() -> None:
     low = torch.tensor(1.5)
     log_density = LogDensity(moving_bounds, low)

@@ -312,13 +312,44 @@ def test_a_sequence_that_improves_under_noise_is_not_stopped(seed: int) -> None:
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-3, 5.0])
-def test_a_flat_sequence_is_stopped_after_its_drops(noise: float) -> None:
-    plateau = Plateau()
-    said = run(plateau, np.random.default_rng(0).normal(-3.0, noise, 10_000))
+def test_a_flat_sequence_is_stopped_after_its_cooldown(noise: float) -> None:
+    said = run(Plateau(), np.random.default_rng(0).normal(-3.0, noise, 10_000))
     words = [word for _, word in said]
-    assert words[-1] == "stop" and words.count("drop") == plateau.drops
-    assert said[-1][0] < 2500
-    assert plateau.scale == pytest.approx(plateau.factor**plateau.drops)
+    assert words[-1] == "stop" and words.count("cooldown") == 1
+    assert said[words.index("cooldown")][0] < 1000 and said[-1][0] < 2500
+
+
+def test_the_step_size_falls_to_zero_over_the_cooldown() -> None:
+    rule = Plateau(window=10, patience=1, cooldown=2.0, least_cooldown=5)
+    sizes = []
+    for _ in range(20):  # the first window is progress, the second is not
+        sizes.append(rule.step_size())
+        said = rule.update(0.0)
+    assert said == "cooldown" and sizes == [1.0] * 20
+    ahead = [rule.step_size(k) for k in range(45)]
+    sizes = []
+    while said != "stop":
+        sizes.append(rule.step_size())
+        said = rule.update(0.0)
+    assert sizes == [k / 40 for k in range(40, 0, -1)] and ahead == [*sizes, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert {rule.update(0.0) for _ in range(100)} <= {"go on", "progress"}, "a schedule of one's own goes on after it"
+
+
+def test_a_cooldown_ends_with_the_last_step() -> None:
+    def length(most: int, gain: float) -> tuple[int, str]:
+        rule, said = Plateau(), []
+        for step in range(1, most + 1):
+            said.append(rule.update(gain * step, most - step))
+            if said[-1] == "stop":
+                break
+        assert rule.left == 0
+        return rule.total, said[-1]
+
+    assert length(2000, 0.0) == (900, "stop")
+    assert length(1000, 0.0) == (700, "stop"), "as many as are left"
+    for most in (200, 700, 2000, 4950):
+        total, last = length(most, 1.0)
+        assert 0.5 * most <= total <= 0.75 * most and last != "stop", "progress to the end is no convergence"
 
 
 def test_a_sequence_that_levels_off_is_stopped_there() -> None:
@@ -334,13 +365,25 @@ def test_gains_below_the_tolerance_are_no_progress() -> None:
     assert run(Plateau(tolerance=1e-6), slow)[-1][1] != "stop"
 
 
+def test_steps_that_are_left_out_are_part_of_a_cooldown_but_not_its_end() -> None:
+    rule = Plateau(window=10, patience=1, cooldown=0.0, least_cooldown=30)
+    said = [rule.update(0.0) for _ in range(20)]
+    assert said[-1] == "cooldown"
+    for _ in range(100):
+        rule.skip()
+    assert rule.step_size() == pytest.approx(1 / 30) and rule.update(0.0) == "stop"
+    rule = Plateau()
+    rule.skip()
+    assert rule.step_size() == 1.0
+
+
 def test_a_collapse_is_seen_and_lowers_the_step() -> None:
     rng = np.random.default_rng(0)
     elbos = np.concatenate([rng.normal(-10.0, 1.0, 200), rng.normal(-1000.0, 200.0, 100), rng.normal(-10.0, 1.0, 100)])
     plateau = Plateau()
     words = dict(run(plateau, elbos))
     assert words[299] == "collapse" and list(words.values()).count("collapse") == 1
-    assert plateau.scale == pytest.approx(0.3) and plateau.dropped == 0
+    assert plateau.scale == pytest.approx(0.3) and plateau.total == 0
 
 
 def test_a_dip_within_the_noise_is_no_collapse() -> None:

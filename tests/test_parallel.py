@@ -210,7 +210,7 @@ def test_a_fit_is_that_of_one_process(fits: Pair) -> None:
     alone, shared, _ = found["elbo"]
     assert shared == pytest.approx(alone, rel=CLOSE)
     assert found["steps"][0] == found["steps"][1] and found["kept"][0] == found["kept"][1]
-    assert found["rates"][0] == found["rates"][1] > 1  # so that the particles have doubled, too
+    assert found["rates"][0] == found["rates"][1] > 1
 
 
 def test_processes_that_begin_apart_end_alike(fits: Pair) -> None:

@@ -60,7 +60,7 @@ def ours(
     guide = AutoFlow(task.model, "iaf", depth, hidden_dims=task.hidden, dense=False).setup(*task.args)
     problem = FlowProblem(guide, LogDensity(task.model, *task.args), objective, particles, None)
     training = Training(problem)
-    training.configure(None, RATE, None, 10.0, Plateau(drops=10**6), 10**9, 50, mode)
+    training.configure(None, RATE, None, 10.0, Plateau(patience=10**9), 10**9, 50, mode)
 
     count = steps_in_a_call(task.dim, particles) if count is None else count
 

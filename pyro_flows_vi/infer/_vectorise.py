@@ -12,6 +12,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -27,6 +28,9 @@ _FRESH = {
     torch.Tensor.clone, torch.Tensor.new_empty, torch.Tensor.new_zeros, torch.Tensor.new_ones, torch.Tensor.new_full,
     torch.empty_like, torch.zeros_like, torch.ones_like, torch.full_like,
 }  # fmt: skip
+
+#: above this, softplus is the identity in double precision
+EXACT = 40.0
 
 #: how Python code gets at a value
 _READS = {
@@ -121,6 +125,10 @@ class _Reworded(TorchFunctionMode):
             factor, info = torch.linalg.cholesky_ex(*args, **kwargs)
             # A factor, and not a choice, of NaN: the gradient there is NaN too.
             return factor * torch.where(info == 0, 1.0, torch.nan).to(factor.dtype)[..., None, None]
+        if func is F.binary_cross_entropy_with_logits and [v for v in kwargs.values() if v is not None] == ["none"]:
+            logits, value = args
+            # two kernels and as many for the gradient, where vmap would take torch's apart into thirty
+            return F.softplus(logits, threshold=EXACT) - value * logits
         if func is torch.Tensor.__setitem__ and _is_mask(args[1], args[0]) and _is_scalar(args[2]):
             return args[0].copy_(torch.where(args[1], args[2], args[0]))
         if self.reads and func in _READS:

@@ -142,7 +142,7 @@ class CompiledSteps(abc.ABC):
         Raises:
             Untraceable: if a trace fails, is not done at the time ``deadline``, or has more than so many ``calls``.
         """
-        key = (*self.key(), *((t.shape, t.dtype, t.device) for t in self.example()))
+        key = tuple((t.shape, t.dtype, t.device) for t in self.example())
         if key not in self._steps:
             self.traces += 1
             inputs = self._inputs()
@@ -166,10 +166,6 @@ class CompiledSteps(abc.ABC):
         finally:
             put_back(before)
         return limit.calls
-
-    def key(self) -> tuple[Any, ...]:
-        """What else decides the shapes in a graph."""
-        return ()
 
     # -- tracing -------------------------------------------------------------------------------------
 

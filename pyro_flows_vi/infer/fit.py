@@ -29,8 +29,8 @@ from pyro_flows_vi.transforms.continuous import penalised
 __all__ = ["fit"]
 
 STARTS = ("gaussian", "laplace", "guide")
-#: draws times numbers in the data up to which particles grow: memory for a few arrays of that size is always there
-LARGE = 1 << 25
+#: draws in a step, halved while they times the numbers in the data are more than there is memory for everywhere
+PARTICLES, LEAST_PARTICLES, LARGE = 256, 16, 1 << 25
 
 
 def fit(
@@ -68,8 +68,8 @@ def fit(
        guide's affine layer, so that the flow sees a whitened posterior.
     2. The flow is trained by Adam on the path gradient of the ELBO, with many particles at once on the traced
        :class:`~pyro_flows_vi.infer.LogDensity`. The step size falls, and the fit ends, by the rule of
-       :class:`~pyro_flows_vi.infer.plateau.Plateau`. The last parameters, their average since the step size last fell,
-       and the start are compared on fresh draws, and the best are kept.
+       :class:`~pyro_flows_vi.infer.plateau.Plateau`. The last parameters, their average since the step size began to
+       fall, and the start are compared on fresh draws, and the best are kept.
 
     Any other Pyro guide is trained by Pyro's ``Trace_ELBO`` with the same rules, and without the first stage.
 
@@ -80,10 +80,8 @@ def fit(
         kwargs: the model's keyword arguments.
         objective: one of :mod:`pyro_flows_vi.infer.objectives`; by default the path gradient, or the plain
             ELBO of flows whose log-determinant is an estimate.
-        num_particles: draws in a step; by default 256 for up to 64 latents and 128 beyond, and twice as many from when
-            the step size first falls, unless the data are large or ``compile`` makes code for one number; 16 of other
-            guides.
-        max_steps: steps of the second stage at most.
+        num_particles: draws in a step; by default 256 (fewer for data of over 131,072 numbers), 16 of other guides.
+        max_steps: steps of the second stage at most; the step size falls in time to end small with them.
         learning_rate: the first step size of Adam; by default 0.3 for flow guides with networks, in whose units a step
             of an output is at most that large, 0.03 for other flow guides, and 0.01 for other guides.
         optimizer: a function from parameters to a torch optimiser, or one of ``pyro.optim``, in place of Adam.
@@ -96,7 +94,7 @@ def fit(
             from random points find.
         plateau: the stopping rule.
         max_skipped: steps in a row, whose loss or gradient is not finite, after which the fit gives up.
-        checkpoint: a file for the state, written every ``checkpoint_every`` steps and at an interruption.
+        checkpoint: a file for the state, written every ``checkpoint_every`` steps and at an end without convergence.
         checkpoint_every: steps.
         resume: go on from the checkpoint if it exists, to the same result, bit for bit.
         seed: of all draws; the global generator is then left as it was.
@@ -113,7 +111,8 @@ def fit(
             process that was started alone fits alone.
 
     Returns:
-        how it went. Ctrl-C ends a fit early with the best parameters so far.
+        how it went. Ctrl-C ends a fit early with the best parameters so far; after a termination signal they are in the
+        guide, and ``TrainingInterrupted`` is raised.
 
     Raises:
         ValueError: for a model that cannot be fitted (see :class:`~pyro_flows_vi.infer.LogDensity`), a log density that
@@ -159,7 +158,6 @@ def fit(
             tempering,
             start,
             None if resuming else restarts,
-            num_particles is None and compile in (True, False, "trace"),
             ranks,
         )
         if ranks.size > 1:
@@ -186,8 +184,8 @@ def fit(
                     training.save(checkpoint, restart_elbos)
         if interruption.requested:
             reason = "interrupted"
-            if checkpoint is not None:
-                training.save(checkpoint, restart_elbos)
+        if checkpoint is not None and reason != "no more progress":
+            training.save(checkpoint, restart_elbos)
         kept, elbo, elbo_se = training.keep_the_best(reason == "no more progress")
     done = schedule is not None and reason == "max_steps reached"
     return FitResult(
@@ -216,7 +214,6 @@ def _prepare(
     tempering: Tempering | None,
     start: str,
     restarts: int | None,
-    growing: bool,
     ranks: Ranks,
 ) -> tuple[Training, list[float]]:
     """The problem, with the guide at its start, unless ``restarts`` is ``None``: a checkpoint will say where it is."""
@@ -234,10 +231,17 @@ def _prepare(
     restart_elbos = [] if restarts is None else _start(guide, log_density, start, restarts)
     if objective is None and guide.transform.exact_log_det:
         objective = PathELBO()
-    particles = num_particles or (256 if log_density.latent_dim <= 64 else 128)
+    particles = num_particles or _default_particles(log_density)
+    return Training(FlowProblem(guide, log_density, objective, particles, tempering, ranks)), restart_elbos
+
+
+def _default_particles(log_density: LogDensity) -> int:
+    """As many as there is memory for, up to those that a step has use for."""
     numbers = sum(leaf.numel() for leaf in log_density.leaves if isinstance(leaf, Tensor))
-    growing = growing and FlowProblem.GROWTH * particles * numbers <= LARGE
-    return Training(FlowProblem(guide, log_density, objective, particles, tempering, growing, ranks)), restart_elbos
+    particles = PARTICLES
+    while particles > LEAST_PARTICLES and particles * numbers > LARGE:
+        particles //= 2
+    return particles
 
 
 def _require_same(ranks: Ranks, settings: dict[str, Any], arguments: Any) -> None:

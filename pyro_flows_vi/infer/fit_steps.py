@@ -82,17 +82,13 @@ class FitSteps(CompiledSteps):
         log_density = getattr(self.problem, "log_density", None)
         return [] if log_density is None else [leaf for leaf in log_density.leaves if isinstance(leaf, Tensor)]
 
-    def key(self) -> tuple[Any, ...]:
-        """The number of particles."""
-        return (getattr(self.problem, "num_particles", None),)
-
     def modules(self) -> list[nn.Module]:
         """The guide, and the model where it is a module."""
         owners = (self.problem.guide, getattr(self.problem, "model", None))
         return [owner for owner in owners if isinstance(owner, nn.Module)]
 
     def average(self) -> tuple[list[Tensor], int]:
-        """That since the step size last fell."""
+        """That since the step size began to fall."""
         return self.training.average, self.training.averaged
 
     def set_averaged(self, count: int) -> None:

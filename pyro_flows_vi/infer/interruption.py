@@ -17,10 +17,14 @@ class Interruption:
     """Ctrl-C and SIGTERM become a request that the loop reads between two steps; a second one acts at once.
 
     Only in the main thread, where signals can be handled; elsewhere they act as they always do.
+
+    Raises:
+        TrainingInterrupted: at the end, if SIGTERM was the request and the loop raised nothing itself: that asks for
+            the program to end, and Ctrl-C for what there is so far.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self.terminated = False
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -30,9 +34,11 @@ class Interruption:
         return self
 
     def _request(self, number: int, frame: object) -> None:
-        self.requested = True
+        self.requested, self.terminated = True, number == signal.SIGTERM
         signal.signal(number, self.before[number] or signal.SIG_DFL)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+        if self.terminated and kind is None:
+            raise TrainingInterrupted("a termination signal ended the training; what it trained holds the best so far")

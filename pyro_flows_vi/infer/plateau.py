@@ -1,4 +1,4 @@
-"""When to lower the step size and when to stop, decided by statistics of the ELBO."""
+"""When to shorten the steps and when to stop, decided by statistics of the ELBO."""
 
 from __future__ import annotations
 
@@ -11,73 +11,115 @@ __all__ = ["Plateau"]
 
 @dataclass
 class Plateau:
-    r"""The stopping rule of a fit.
+    r"""The stopping rule of a fit: steps of one size while they bring progress, and then a cooldown.
 
     The ELBOs of ``window`` steps make a mean :math:`\bar e` with a standard error s. A window is progress where
-    :math:`\bar e` beats the best mean at the present step size by more than
-    :math:`\max(2 \sqrt{s^2 + s_{best}^2}, \mathrm{tolerance})`. ``patience`` windows without progress lower the step
-    size by ``factor``; after ``drops`` such drops the next plateau is convergence. A window that falls short of the
-    best by five standard errors and one nat is a collapse: the caller goes back to the best parameters, with a
-    smaller step.
+    :math:`\bar e` beats the best mean by more than :math:`\max(2 \sqrt{s^2 + s_{best}^2}, \mathrm{tolerance})`. After
+    ``patience`` windows in a row without progress, what keeps from the optimum is the noise of the gradient, and the
+    step size falls linearly to zero, in ``cooldown`` times as many steps as there were, and in ``least_cooldown`` of
+    them at least. At its end the fit has converged. A window that falls short of the best by five standard errors and
+    one nat is a collapse: the caller goes back to the best parameters, with smaller steps.
+
+    Where the steps are numbered, the cooldown begins early enough to end with them; without a plateau before it, that
+    is no convergence.
+
+    Source: Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations (Hägele et al., 2024),
+    arXiv:2405.18392, for a constant step size with a cooldown.
 
     Args:
         window: steps in a window.
-        patience: windows without progress at one step size.
-        drops: how often the step size is lowered.
-        factor: by how much.
+        patience: windows in a row without progress.
+        cooldown: steps of the cooldown over those before it.
+        least_cooldown: steps of the cooldown at least, where so many are left.
+        factor: by how much a collapse lowers the step size.
         tolerance: nats of progress that are too few to go on for.
     """
 
     window: int = 100
     patience: int = 2
-    drops: int = 3
+    cooldown: float = 1.5
+    least_cooldown: int = 900
     factor: float = 0.3
     tolerance: float = 1e-3
     scale: float = 1.0
-    dropped: int = 0
+    steps: int = 0
+    #: of the cooldown, and how many of these are left
+    total: int = 0
+    left: int = 0
+    hurried: bool = False
     stale: int = 0
     best: float = -math.inf
     best_se: float = 0.0
     pending: list[float] = field(default_factory=list)
     latest: tuple[float, float] = (math.nan, math.nan)
 
-    def update(self, elbo: float) -> str:
-        """Take the ELBO of a step.
+    def update(self, elbo: float, remaining: float = math.inf) -> str:
+        """Take the ELBO of a step, after which so many may follow.
 
         Returns:
-            ``"go on"``, or where a window ends ``"progress"``, ``"drop"``, ``"collapse"`` or ``"stop"``.
+            ``"go on"``, or where a window ends ``"progress"``, ``"cooldown"``, ``"collapse"`` or ``"stop"``.
         """
         self.pending.append(elbo)
-        if len(self.pending) < self.window:
+        self.steps += 1
+        over = self.left == 1 and not self.hurried
+        self.left = max(self.left - 1, 0)
+        if len(self.pending) < self.window and not over:
             return "go on"
         mean, se = self.latest = self._summary()
         self.pending = []
+        if over:
+            return "stop"
         noise = math.hypot(se, self.best_se)
+        if mean < self.best - max(5.0 * noise, 1.0):
+            self.scale *= self.factor
+            self.stale = 0
+            return "collapse"
+        better = mean > self.best
         if mean > self.best + max(2.0 * noise, self.tolerance):
             self.best, self.best_se, self.stale = mean, se, 0
-            return "progress"
-        if mean < self.best - max(5.0 * noise, 1.0):
-            self._lower()
-            return "collapse"
-        self.stale += 1
-        if self.stale < self.patience:
-            return "progress" if mean > self.best else "go on"
-        if self.dropped == self.drops:
-            return "stop"
-        self.dropped += 1
-        self._lower()
-        self.best, self.best_se = mean, se  # what counts from here on is progress at the new step size
-        return "drop"
+        else:
+            self.stale += 1
+        if self.total == 0 and self.stale >= self.patience:
+            return self._cool(min(remaining, max(self.least_cooldown, self.cooldown * self.steps)))
+        if self.total == 0 and self.cooldown * (self.steps + self.window) >= remaining - self.window:
+            self.hurried = True
+            return self._cool(remaining)
+        return "progress" if better else "go on"
+
+    def skip(self) -> None:
+        """Take note of a step that was left out: the cooldown goes on, but does not end with it."""
+        self.left = max(self.left - 1, min(self.left, 1))
+
+    def step_size(self, ahead: int = 0) -> float:
+        """That of the next step, or of one so many steps later, over the first one."""
+        return self.scale * (max(self.left - ahead, 0) / self.total if self.total else 1.0)
+
+    def until_judged(self) -> int:
+        """Steps until the end of the window."""
+        return min(self.window - len(self.pending), self.left or self.window)
+
+    def extend(self, remaining: float) -> None:
+        """Call off a cooldown that the number of steps had begun, if there are more of them now."""
+        if self.hurried and remaining > self.left:
+            self.total = self.left = 0
+            self.hurried = False
+
+    def expected_steps(self) -> int:
+        """How many steps are still to come, if in doubt rather too few."""
+        if self.total:
+            return self.left
+        until = self.window * self.patience
+        return until + max(self.least_cooldown, int(self.cooldown * (self.steps + until)))
+
+    def _cool(self, steps: float) -> str:
+        self.total = self.left = int(steps)
+        return "cooldown"
 
     def _summary(self) -> tuple[float, float]:
         count = len(self.pending)
         mean = math.fsum(self.pending) / count
         variance = math.fsum((e - mean) ** 2 for e in self.pending) / max(count - 1, 1)
         return mean, math.sqrt(variance / count)
-
-    def _lower(self) -> None:
-        self.scale *= self.factor
-        self.stale = 0
 
     def state(self) -> dict[str, Any]:
         """Everything, for a checkpoint; ``Plateau(**state)`` goes on from there."""

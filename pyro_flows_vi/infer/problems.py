@@ -44,9 +44,6 @@ class Problem(Protocol):
     def estimate(self, fraction: float) -> Estimate:
         """One estimate with gradients, when ``fraction`` of the run is over."""
 
-    def refine(self) -> None:
-        """The steps get shorter from here on."""
-
     def parameters(self) -> list[Tensor]:
         """The leaves that are trained."""
 
@@ -63,12 +60,8 @@ class FlowProblem:
         objective: the objective, or ``None`` for the plain ELBO.
         num_particles: draws in a step.
         tempering: the power of the log density over the run, or ``None``.
-        growing: whether shorter steps have more particles, so that noise is not what ends the progress.
         ranks: the processes that share the particles.
     """
-
-    #: the particles of the last steps over those of the first
-    GROWTH = 2
 
     def __init__(
         self,
@@ -77,7 +70,6 @@ class FlowProblem:
         objective: Objective | None,
         num_particles: int,
         tempering: Tempering | None,
-        growing: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
         self.guide, self.log_density, self.num_particles, self.tempering = guide, log_density, num_particles, tempering
@@ -89,7 +81,6 @@ class FlowProblem:
                 f"share them; got {type(self.objective).__name__}: fit in one process, or say parallel=False"
             )
         names = [name for step in list(guide.transform)[:-1] for name, _ in step.named_parameters()]
-        self.most_particles = num_particles * (self.GROWTH if growing else 1)
         # Networks in even units take long steps; a linear layer between them, or a flow of other parameters, does not.
         self.learning_rate = 0.3 if names and all(name.endswith("_units") for name in names) else 0.03
         self.signature = {
@@ -109,10 +100,6 @@ class FlowProblem:
         temperature = 1.0 if self.tempering is None else self.tempering(fraction)
         estimate = self.objective(self.guide, self.log_density, self.share.count, temperature)
         return replace(estimate, loss=with_penalty(estimate.loss, self.guide))
-
-    def refine(self) -> None:
-        """Twice the particles, if there are not as many as there may be."""
-        self.num_particles = min(2 * self.num_particles, self.most_particles)
 
     def parameters(self) -> list[Tensor]:
         """Those of the guide, and of the model where it has any."""
@@ -156,9 +143,6 @@ class PyroProblem:
         """The loss, and the ELBO in place of log weights."""
         loss: Tensor = self.elbo.differentiable_loss(self.model, self.guide, *self.args, **self.kwargs)
         return Estimate(with_penalty(loss, self.guide), -loss.detach()[None])
-
-    def refine(self) -> None:
-        """Pyro's estimator keeps its particles."""
 
     def estimate_in_graph(self, pieces: list[Tensor]) -> Estimate:
         """:meth:`estimate` with these parameters, and without a look at any value, as a trace takes it.

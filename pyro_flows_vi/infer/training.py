@@ -61,7 +61,7 @@ class Training:
     def advance(self, until: int) -> str:
         """One step, or several where they are compiled, but none after ``until``; says what the stopping rule says."""
         said = "go on"
-        most = min(until - self.step, self.plateau.window - len(self.plateau.pending))
+        most = min(until - self.step, self.plateau.until_judged())
         for outcome in self.driver.run(most):
             self.step += 1
             said = self._judge(outcome) if outcome.finite else self._skip(outcome.elbo)
@@ -97,23 +97,21 @@ class Training:
         left = self.max_steps - self.step
         if self.schedule is not None:
             return left
-        least = self.plateau.window * self.plateau.patience * (self.plateau.drops + 1)
-        return min(left, max(least - self.step, left // 2))
+        return min(left, self.plateau.expected_steps())
 
     def _judge(self, outcome: Outcome) -> str:
         self.skipped_in_a_row = 0
-        window = len(self.plateau.pending) + 1 == self.plateau.window
-        said = self.plateau.update(outcome.elbo)
-        if window:
+        remaining = self.max_steps - self.step if self.schedule is None else math.inf
+        said = self.plateau.update(outcome.elbo, remaining)
+        if not self.plateau.pending:  # the end of a window
             self._record(outcome.rate)
         if said == "progress":
             self.best = self._copy()
         elif said == "collapse":
             self._restore(self.best)
             self.optimizer.state.clear()
-        if said in ("drop", "collapse"):
+        if said in ("cooldown", "collapse"):
             self.averaged = 0
-            self.problem.refine()
         return said
 
     def keep_the_best(self, converged: bool) -> tuple[str, float, float]:
@@ -159,7 +157,6 @@ class Training:
             "history": self.history,
             "counts": [self.step, self.skipped, self.skipped_in_a_row, self.averaged],
             "restart_elbos": restart_elbos,
-            "particles": self.problem.num_particles,
             "mode": self.driver.state(),
             "rng": torch.get_rng_state(),
         }
@@ -176,7 +173,7 @@ class Training:
         self.plateau = Plateau(**state["plateau"])
         self.history = state["history"]
         self.step, self.skipped, self.skipped_in_a_row, self.averaged = state["counts"]
-        self.problem.num_particles = state["particles"]
+        self.plateau.extend(self.max_steps - self.step)
         self.driver.resume(state.get("mode"))
         torch.set_rng_state(state["rng"])
         return list(state["restart_elbos"])
@@ -189,7 +186,8 @@ class Training:
 
     def rate_factor(self, step: int) -> float:
         """The step size of a step, over the first one."""
-        scale = self.plateau.scale if self.schedule is None else self.schedule(step / self.max_steps)
+        ahead = step - self.step
+        scale = self.plateau.step_size(ahead) if self.schedule is None else self.schedule(step / self.max_steps)
         return min(1.0, (step + 1) / WARM_UP) * scale
 
     def set_rates(self, factor: float) -> None:
@@ -199,6 +197,7 @@ class Training:
 
     def _skip(self, elbo: float) -> str:
         self.skipped += 1
+        self.plateau.skip()
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= self.max_skipped:
             self._restore(self.best)
