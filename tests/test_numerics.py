@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_flows_vi.nets import masked
 from pyro_flows_vi.nets.masked import MADE
@@ -354,6 +354,32 @@ def test_settling_gives_what_substitution_gives(hidden_dims: tuple[int, ...], sp
     torch.testing.assert_close(together + shift, y)
     blocks = math.ceil((len(net.groups) - 1) / masked.BLOCK)
     assert calls < len(net.groups) - 1 if spread == 0.1 else calls <= masked.ROUNDS * blocks + len(net.groups) - 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("spread", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("dim", [3, 40, 150])
+def test_the_round_that_is_left_out_would_change_rounding_only(dim: int, spread: float, dtype: torch.dtype) -> None:
+    net = MADE(dim, torch.zeros(1), (2 * dim, 2 * dim)).to(dtype)
+    y, rounds = torch.randn(20, dim, dtype=dtype), []
+    with torch.no_grad():
+        for layer in net.modules():
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+                layer.weight.mul_(spread)
+
+        def step(part: slice, params: Tensor) -> tuple[Tensor, Tensor]:
+            rounds.append(params.shape)
+            shift = params.squeeze(-2)
+            return y[..., part] - shift, shift.expand(20, -1)
+
+        x, shift = net.sequential(y.shape[:-1], step)
+        wanted = net(x).squeeze(-2)
+        assert rounds[0] == (1, 1, min(dim, masked.BLOCK))  # zeros lead all points to the same parameters
+        size = 1.0 + y.abs() + wanted.abs()
+        rounding = 32.0 * torch.finfo(dtype).eps
+        assert float(((x + wanted - y).abs() / size).max()) < rounding
+        assert float(((shift - wanted).abs() / size).max()) < rounding
 
 
 def test_rounds_that_overflow_do_no_harm() -> None:

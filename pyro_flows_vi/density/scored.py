@@ -104,8 +104,7 @@ class Scored(nn.Module):
         return self._log_prob(self._values(x, "x"), None if context is None else self._values(context, "context"))
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
-        z, log_det = self.chain.inverse_and_log_det(x, self.scaled_context(context))
-        return self._log_base(z) - log_det
+        return self._log_density(*self.chain.inverse_and_log_det(x, self.scaled_context(context)))
 
     @torch.no_grad()
     def sample(self, sample_shape: int | tuple[int, ...] = (), context: Any = None) -> Tensor:
@@ -136,24 +135,23 @@ class Scored(nn.Module):
 
     def rsample_and_log_prob(self, count: int) -> tuple[Tensor, Tensor]:
         """``count`` draws ``(n, D)`` without a context, and their log densities ``(n,)``, with gradients; one pass."""
-        z, log_base = self._base_draws(count)
+        z = self._base_draws(count)
         x, log_det = self.chain.forward_and_log_det(z)
-        return x, log_base - log_det
+        return x, self._log_density(z, log_det)
 
     def rsample_and_score(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         r"""As :meth:`rsample_and_log_prob`, and the score :math:`\nabla_x \log p(x)` ``(n, D)``, without a graph."""
-        z, log_base = self._base_draws(count)
+        z = self._base_draws(count)
         x, log_det, score = self.chain.forward_and_score(z, -z)
-        return x, log_base - log_det, score
+        return x, self._log_density(z, log_det), score
 
-    def _base_draws(self, count: int) -> tuple[Tensor, Tensor]:
+    def _base_draws(self, count: int) -> Tensor:
         like = self.scaling.loc
-        z = torch.randn(count, self.input_dim, dtype=like.dtype, device=like.device)
-        return z, self._log_base(z)
+        return torch.randn(count, self.input_dim, dtype=like.dtype, device=like.device)
 
-    def _log_base(self, z: Tensor) -> Tensor:
-        log_base: Tensor = -0.5 * z.square().sum(-1) - HALF_LOG_2PI * self.input_dim
-        return log_base
+    def _log_density(self, z: Tensor, log_det: Tensor) -> Tensor:
+        """log N(z; 0, I) - log_det, in two kernels after the sum."""
+        return torch.sub(-HALF_LOG_2PI * z.shape[-1] - log_det, z.square().sum(-1), alpha=0.5)
 
     def distribution(self, context: Any = None) -> dist.TorchDistribution:
         """The density as a Pyro distribution over vectors: a prior for a model, or for a VAE.

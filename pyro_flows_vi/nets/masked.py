@@ -130,14 +130,16 @@ class MADE(nn.Module):
 
         The coordinates come in blocks, and what a block gets from all before it is one product a layer. Within a
         block the coordinates that see the same hidden units come together, one group after the other. Without a
-        graph that is the exception: there a block starts from zeros and is computed over and over until nothing
-        changes by more than rounding. Only one point stays as it is, the result of the substitution, and few rounds
-        lead there where the coordinates depend on each other moderately; :data:`ROUNDS` are tried.
+        graph that is the exception: there a block starts from zeros and is computed over and over until the next time
+        would change nothing by more than rounding, seeing how fast the changes shrink. Only one point stays as it is,
+        the result of the substitution, and few rounds lead there where the coordinates depend on each other
+        moderately; :data:`ROUNDS` are tried.
 
         Args:
             batch: the batch shape of x.
             step: called as ``step(part, params)`` with n neighbouring coordinates and their parameters
-                ``(*batch, P, n)``; returns these coordinates of x and a number for each, both ``(*batch, n)``.
+                ``(*batch, P, n)``, or ``(1, ..., 1, P, n)`` where they are the same for all points; returns these
+                coordinates of x and a number for each, both ``(*batch, n)``.
             context: ``(*context_batch, C)``.
             settle: whether ``step`` can be called with the parameters of points that are far from x.
 
@@ -152,21 +154,22 @@ class MADE(nn.Module):
         if self.context is not None:
             shift = self.context(context)
             shift = shift.expand(*batch, shift.shape[-1]).reshape(-1, shift.shape[-1])
-        size, numbers = batch.numel(), []
-        known = [weights[0].new_zeros(size, 0) for _ in weights]  # the inputs and the hidden units computed so far
+        size = batch.numel()
+        known: list[Tensor] = []  # what was computed so far: the inputs, the hidden units, the numbers
         settle = settle and not torch.is_grad_enabled() and not is_traced(weights[0])
 
         def take(part: slice, params: Tensor) -> Pair:
-            x, number = step(part, params.view(*batch, self.num_params, -1))
-            return x.reshape(size, -1), number.reshape(size, -1)
+            points = batch if len(params) == size else [1] * len(batch)
+            x, number = step(part, params.view(*points, self.num_params, -1))
+            return x.reshape(size, -1), number
 
         for start in range(0, len(self.groups) - 1, BLOCK):
             cuts = self.groups[start : start + BLOCK + 1]
-            block = _Block(self, cuts, known, weights, shift)
-            units, number = (block.settle(take) if settle else None) or block.substitute(take)
-            known = [torch.cat(pair, dim=-1) for pair in zip(known, units, strict=True)]
-            numbers.append(number)
-        return known[0].view(*batch, -1), torch.cat(numbers, dim=-1).view(*batch, -1)
+            block = _Block(self, cuts, known[:-1], weights, shift)
+            units, number = (block.settle(take) if settle else None) or block.substitute(take, size)
+            found = [*units, number]
+            known = [torch.cat(pair, dim=-1) for pair in zip(known, found, strict=True)] if known else found
+        return known[0].view(*batch, -1), known[-1]
 
 
 def _strips(mask: Tensor, size: int) -> list[tuple[int, int]]:
@@ -187,16 +190,19 @@ class _Block:
     ) -> None:
         self.activation, self.cuts, self.shape = net.activation, cuts, (net.num_params, -1)
         self.seen = net.seen[1:]
-        self.counts = [units.shape[-1] for units in known]
+        self.counts = [units.shape[-1] for units in known] or [0] * len(weights)
         ends = [cuts[-1], *(seen[cuts[-1] - 1] for seen in self.seen)]
         rows = [slice(a, b) for a, b in zip(self.counts[1:], ends[1:], strict=True)]
-        biases = [cast(nn.Linear, layer).bias for layer in net.layers]
-        parts = [(weight[row], bias[row]) for weight, bias, row in zip(weights, biases, rows, strict=False)]
-        outputs = (cast(nn.Linear, net.last).bias, weights[-1])
-        bias, weight = (v.unflatten(0, self.shape)[:, cuts[0] : cuts[-1]].flatten(0, 1) for v in outputs)
-        parts.append((weight, bias))
-        # What comes from before, with the biases, and the weights within.
-        self.bases = [linear(k, w[:, :n], b) for k, (w, b), n in zip(known, parts, self.counts, strict=True)]
+        parts: list[Pair] = [
+            (w, cast(nn.Linear, each).bias) for w, each in zip(weights, [*net.layers, net.last], strict=True)
+        ]
+        if len(cuts) < len(net.groups):  # not the whole network
+            weight, bias = (v.unflatten(0, self.shape)[:, cuts[0] : cuts[-1]].flatten(0, 1) for v in parts[-1])
+            parts = [*((w[row], b[row]) for (w, b), row in zip(parts, rows, strict=False)), (weight, bias)]
+        # What comes from before, with the biases, and the weights within. Before the first block there is nothing, and
+        # what is the same for all points is a single row.
+        self.bases = [linear(k, w[:, : k.shape[-1]], b) for k, (w, b) in zip(known, parts, strict=False)]
+        self.bases = self.bases or [b[None] for _, b in parts]
         self.weights = [w[:, n:end].t() for (w, _), n, end in zip(parts, self.counts, ends, strict=True)]
         if shift is not None:
             self.bases[0] = self.bases[0] + shift[:, rows[0]]
@@ -205,20 +211,23 @@ class _Block:
         """The units and numbers of the block by rounds in which all coordinates move, or ``None`` if they go on."""
         part = slice(self.cuts[0], self.cuts[-1])
         x = self.bases[0].new_zeros(len(self.bases[0]), part.stop - part.start)
-        tolerance = 4.0 * torch.finfo(x.dtype).eps
-        for _ in range(ROUNDS):
+        eps, gap = torch.finfo(x.dtype).eps, 0.0
+        for k in range(ROUNDS):
             units = [x]
             for base, weight in zip(self.bases[:-1], self.weights[:-1], strict=True):
                 units.append(self.activation(torch.addmm(base, units[-1], weight)))
             x, number = step(part, torch.addmm(self.bases[-1], units[-1], self.weights[-1]))
-            change = (x - units[0]).abs_() / units[0].abs().add_(1.0)
-            if bool(change.max() <= tolerance):  # which no NaN is
-                return units, number
+            if k == 0:  # the zeros were no guess
+                continue
+            last, gap = gap, float((x - units[0]).abs_().div_(units[0].abs().add_(1.0)).max())
+            # The gaps shrink ever faster down to rounding: the next is expected below gap * gap / last.
+            if gap <= 16.0 * eps or (gap <= 256.0 * eps and gap * gap <= 4.0 * eps * last):  # which no NaN is
+                return [x, *units[1:]], number
         return None
 
-    def substitute(self, step: Callable[[slice, Tensor], Pair]) -> tuple[list[Tensor], Tensor]:
+    def substitute(self, step: Callable[[slice, Tensor], Pair], size: int) -> tuple[list[Tensor], Tensor]:
         """The units and numbers of the block, one group of coordinates after the other."""
-        units, numbers = [base.new_zeros(len(base), 0) for base in self.bases], []
+        units, numbers = [base.new_zeros(size, 0) for base in self.bases], []
         for first, last in pairwise(self.cuts):
             for j, seen in enumerate(self.seen):
                 rows = slice(units[j + 1].shape[-1], seen[first] - self.counts[j + 1])

@@ -50,24 +50,25 @@ class _Temper(torch.autograd.Function):
         radius = _radius(x, k)
         y = _tempered(x, radius, k)
         ctx.k = k
-        ctx.save_for_backward(x, radius.reciprocal_().mul_(k))
+        ctx.save_for_backward(x, radius.reciprocal_())
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         x, slope = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient may be differentiated: a slope with a graph
-            slope = ctx.k / _radius(x, ctx.k)
+            slope = _radius(x, ctx.k).reciprocal()
         return grad * slope, None
 
 
 def _tempered(x: Tensor, radius: Tensor, k: float) -> Tensor:
-    return x.abs().add_(radius).div_(k).log_().mul_(k).copysign_(x)
+    return torch.add(radius, x.abs(), alpha=1.0 / k).log_().mul_(k).copysign_(x)
 
 
 def _radius(x: Tensor, k: float) -> Tensor:
+    r""":math:`\sqrt{1 + (x / k)^2}`, of which the slope is the reciprocal."""
     # torch's hypot would not overflow so soon, and takes ten times as long.
-    return x.square().add_(k * k).sqrt_()
+    return torch.addcmul(x.new_ones(()), x, x, value=1.0 / k**2).sqrt_()
 
 
 def scale_shift(x: Tensor, shift: Tensor, raw: Tensor) -> Pair:
@@ -109,7 +110,7 @@ def _affine(x: Tensor, shift: Tensor, raw: Tensor, inverse: bool) -> Pair:
 def _affine_composite(x: Tensor, shift: Tensor, raw: Tensor, inverse: bool) -> Pair:
     log_scale = temper(raw, K)
     if inverse:
-        return (x - shift) * torch.exp(-log_scale), log_scale.expand(x.shape)
+        return (x - shift) / log_scale.exp(), log_scale.expand(x.shape)
     return torch.addcmul(shift, x, log_scale.exp()), log_scale.expand(x.shape)
 
 
@@ -120,19 +121,15 @@ class _Affine(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, shift: Tensor, raw: Tensor, inverse: bool) -> Pair:
         radius = _radius(raw, K)
         log_scale = _tempered(raw, radius, K)
-        if inverse:
-            factor = torch.neg(log_scale).exp_()
-            result = (x - shift) * factor
-        else:
-            factor = log_scale.exp()
-            result = torch.addcmul(shift, x, factor)
+        scale = log_scale.exp()
+        result = (x - shift).div_(scale) if inverse else torch.addcmul(shift, x, scale)
         ctx.inverse = inverse
-        ctx.save_for_backward(x, shift, raw, radius, factor, result if inverse else None)
+        ctx.save_for_backward(x, shift, raw, radius, scale, result if inverse else None)
         return result, log_scale
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_log_scale: Tensor) -> tuple[Tensor | None, ...]:
-        x, shift, raw, radius, factor, result = ctx.saved_tensors
+        x, shift, raw, radius, scale, result = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient may be differentiated: one with a graph
             copies = x.view_as(x), shift.view_as(shift), raw.view_as(raw)  # the parameters may depend on x
             needed = [value for value in copies if value.requires_grad]
@@ -141,9 +138,9 @@ class _Affine(torch.autograd.Function):
             ends, grads = [y for y, _ in pairs], [g for _, g in pairs]
             found = iter(torch.autograd.grad(ends, needed, grads, create_graph=True))
             return *(next(found) if value.requires_grad else None for value in copies), None
-        grad_x = grad * factor
+        grad_x = grad / scale if ctx.inverse else grad * scale
         if ctx.inverse:
             grad_shift, grad_raw = grad_x.neg(), torch.addcmul(grad_log_scale, grad, result, value=-1.0)
         else:
             grad_shift, grad_raw = grad, torch.addcmul(grad_log_scale, grad_x, x)
-        return grad_x, grad_shift, grad_raw.mul_(K).div_(radius), None
+        return grad_x, grad_shift, grad_raw.div_(radius), None
