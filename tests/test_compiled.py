@@ -300,7 +300,7 @@ def test_modes_go_on_from_each_others_checkpoints(tmp_path: Path, caplog: pytest
     file = tmp_path / "fit.ckpt"
     whole = run(False, 30)
     run("trace", 30, checkpoint=file, checkpoint_every=8, plateau=Interrupting(window=5, at=16))
-    require_same(run(False, 30, checkpoint=file, resume=True), whole)
+    require_same(run(False, 30, checkpoint=shutil.copy(file, tmp_path / "eager.ckpt"), resume=True), whole)
     with caplog.at_level(logging.INFO, LOGGER):
         require_same(run("auto", 30, checkpoint=file, resume=True), whole)
     assert "compile='trace': so does the checkpoint" in caplog.text
@@ -581,12 +581,12 @@ def test_a_trace_that_takes_too_long_is_given_up(
 
 def test_expected_steps() -> None:
     assert training(False, steps=500).expected_steps() == 500
-    assert training(False, steps=3000).expected_steps() == 1100
+    assert training(False, steps=3000).expected_steps() == 1300
     assert training(False, steps=3000, schedule=lambda fraction: 1.0).expected_steps() == 3000
     cooling = Plateau(steps=500, total=900, left=300)
     assert training(False, steps=3000, plateau=cooling).expected_steps() == 300
     late = Plateau(steps=1000, window=50)
-    assert training(False, steps=3000, plateau=late).expected_steps() == 100 + 1650
+    assert training(False, steps=3000, plateau=late).expected_steps() == 150 + 1725
     assert isinstance(training(False).driver, Driver)
 
 

@@ -36,9 +36,9 @@ class Plateau:
     """
 
     window: int = 100
-    patience: int = 2
+    patience: int = 3
     cooldown: float = 1.5
-    least_cooldown: int = 900
+    least_cooldown: int = 1000
     factor: float = 0.3
     tolerance: float = 1e-3
     scale: float = 1.0
