@@ -25,7 +25,7 @@ from torch.distributions import constraints
 from pyro_flows_vi.guides import AutoFlow
 from pyro_flows_vi.infer import ELBO, FitResult, PathELBO, Plateau, fit, linear_tempering
 from pyro_flows_vi.infer._particles import particle_elbo
-from pyro_flows_vi.infer.interruption import TrainingInterrupted
+from pyro_flows_vi.infer.interruption import Interruption, TrainingInterrupted
 from pyro_flows_vi.infer.objectives import Estimate, FlowGuide, Target
 
 X = torch.tensor([[1.0, 0.5], [1.0, -1.0], [1.0, 2.0], [1.0, 0.3], [1.0, -0.4]])
@@ -335,6 +335,13 @@ def test_a_termination_signal_ends_the_program_and_loses_nothing(tmp_path: Path)
     assert signal.getsignal(signal.SIGTERM) is before
     found = small_fit(cut, 40, schedule=lambda fraction: 1.0, checkpoint=file, resume=True)
     assert same(cut, whole) and found.history == expected.history
+
+
+def test_ctrl_c_after_a_termination_signal_is_no_pardon() -> None:
+    with pytest.raises(TrainingInterrupted), Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.requested
 
 
 def test_checkpoints_that_do_not_belong_here(tmp_path: Path) -> None:
