@@ -287,6 +287,17 @@ def test_periodic_checkpoints_and_the_stopping_rule_go_on_bit_for_bit(tmp_path: 
     assert same(resumed, whole) and found.history == expected.history
 
 
+def test_ctrl_c_in_the_last_step_of_a_cooldown_comes_too_late(tmp_path: Path) -> None:
+    rule = {"window": 4, "patience": 1, "least_cooldown": 25}
+    options: dict[str, Any] = {"start": "gaussian", "max_steps": 60, "checkpoint": tmp_path / "fit.ckpt"}
+    whole, cut, resumed = make_guide(), make_guide(), make_guide()
+    expected = small_fit(whole, plateau=Plateau(**rule), **options)
+    assert expected.converged and expected.steps < 60 and not options["checkpoint"].exists()
+    for guide, at in ((cut, expected.steps), (resumed, 0)):
+        found = small_fit(guide, plateau=Interrupting(**rule, at=at), resume=True, **options)
+        assert found.converged and same(guide, whole) and found.history == expected.history
+
+
 def test_a_fit_that_gets_more_steps_goes_back_to_long_ones(tmp_path: Path) -> None:
     guide, options = make_guide(), {"checkpoint": tmp_path / "fit.ckpt", "resume": True, "start": "gaussian"}
     rule = Plateau(window=4, patience=1000)
@@ -410,6 +421,21 @@ def test_too_many_in_a_row_are_an_error_and_the_best_is_kept() -> None:
     small_fit(until, 22, objective=Flaky(look), **options)
     kept = [all(map(torch.equal, guide.parameters(), window)) for window in windows[1:]]
     assert kept.count(True) == 1
+
+
+def test_the_window_before_a_cooldown_can_be_the_best() -> None:
+    """All is well until the step size begins to fall, and from then on the loss is NaN."""
+    guide = make_guide(init_scale=0.3)
+    before: list[list[Tensor]] = []
+
+    def look(call: int) -> bool:
+        before.append([p.detach().clone() for p in guide.parameters()])
+        return call > 10
+
+    options: dict[str, Any] = {"plateau": Plateau(window=10, patience=100), "learning_rate": 0.05, "max_skipped": 3}
+    with pytest.raises(ValueError, match="best parameters"):
+        small_fit(guide, 20, objective=Flaky(look), **options)
+    assert all(map(torch.equal, guide.parameters(), before[10]))
 
 
 # -- other guides ------------------------------------------------------------------------------------

@@ -79,12 +79,18 @@ class Plateau:
             self.best, self.best_se, self.stale = mean, se, 0
         else:
             self.stale += 1
-        if self.total == 0 and self.stale >= self.patience:
-            return self._cool(min(remaining, max(self.least_cooldown, self.cooldown * self.steps)))
-        if self.total == 0 and self.cooldown * (self.steps + self.window) >= remaining - self.window:
-            self.hurried = True
-            return self._cool(remaining)
+        if self.total == 0 and remaining > 0:
+            if self.stale >= self.patience:
+                return self._cool(min(remaining, max(1, self.least_cooldown, self.cooldown * self.steps)))
+            if self.cooldown * (self.steps + self.window) >= remaining - self.window:
+                self.hurried = True
+                return self._cool(remaining)
         return "progress" if better else "go on"
+
+    @property
+    def over(self) -> bool:
+        """Whether a cooldown that a plateau began has ended, which ``"stop"`` says once."""
+        return self.total > 0 and self.left == 0 and not self.hurried
 
     def skip(self) -> None:
         """Take note of a step that was left out: the cooldown goes on, but does not end with it."""

@@ -93,6 +93,11 @@ class Training:
         """Why that cannot be, as far as can be told without trying."""
         return fit_refusal(self)
 
+    @property
+    def over(self) -> bool:
+        """Whether the stopping rule has ended it."""
+        return self.schedule is None and self.plateau.over
+
     def expected_steps(self) -> int:
         """How many steps are still to come, if in doubt rather too few."""
         left = self.max_steps - self.step
@@ -103,12 +108,13 @@ class Training:
     def _judge(self, outcome: Outcome) -> str:
         self.skipped_in_a_row = 0
         remaining = self.max_steps - self.step if self.schedule is None else math.inf
+        best = self.plateau.best
         said = self.plateau.update(outcome.elbo, remaining)
         if not self.plateau.pending:  # the end of a window
             self._record(outcome.rate)
-        if said == "progress":
-            self.best = self._copy()
-        elif said == "collapse":
+            if self.plateau.latest[0] > best:
+                self.best = self._copy()
+        if said == "collapse":
             self._restore(self.best)
             self.optimizer.state.clear()
         if said in ("cooldown", "collapse"):
