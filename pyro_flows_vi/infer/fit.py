@@ -185,7 +185,7 @@ def fit(
         if checkpoint is not None and (interruption.requested or not training.over):
             training.save(checkpoint, restarts_done)
         kept, elbo, elbo_se = training.keep_the_best(training.over)
-        missed = ranks.from_first(lambda: training.problem.missed(restarts_done))
+        missed = ranks.from_first(lambda: training.missed(restarts_done))
     done = schedule is not None and reason == "max_steps reached"
     return FitResult(
         elbo=elbo,

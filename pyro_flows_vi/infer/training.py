@@ -141,6 +141,11 @@ class Training:
         self._restore(candidates[best])
         return best, *results[best]
 
+    def missed(self, restarts: list[GaussianFit]) -> list[float]:
+        """What of the posterior the guide lacks where the restarts ended; the generators stay as they are."""
+        with torch.random.fork_rng({p.device for p in self.parameters if p.is_cuda}):
+            return self.problem.missed(restarts)
+
     def postfix(self) -> str:
         """The last window in words, for the progress bar."""
         if not self.history["elbo"]:
@@ -175,7 +180,10 @@ class Training:
         if state["module"] is not None:
             self.problem.guide.load_state_dict(state["module"])  # type: ignore[attr-defined]
         self._restore(state["parameters"])
-        self.start, self.best, self.average = state["start"], state["best"], state["average"]
+        self.start, self.best, self.average = (
+            [value.to(p.device) for value, p in zip(state[name], self.parameters, strict=True)]
+            for name in ("start", "best", "average")
+        )
         self.optimizer.load_state_dict(state["optimizer"])
         self.plateau = Plateau(**state["plateau"])
         self.history = state["history"]
