@@ -177,6 +177,16 @@ def test_a_schedule_sets_the_step_sizes_and_is_done_to_its_end() -> None:
     assert result.history["learning_rate"] == pytest.approx(expected)
 
 
+def test_a_tempered_fit_is_judged_by_what_comes_after_the_tempering() -> None:
+    rule = Plateau(window=10, patience=2, least_cooldown=20)
+    result = small_fit(make_guide(), 400, tempering=linear_tempering(until=0.25), plateau=rule)
+    assert result.converged and 100 < result.steps < 400
+    still = small_fit(make_guide(), 400, tempering=lambda fraction: 0.5, plateau=rule)
+    assert still.converged, "a power that stays as it is moves nothing"
+    rates = small_fit(make_guide(), 100, tempering=linear_tempering(until=1.0), plateau=rule).history["learning_rate"]
+    assert rates[-1] < 0.5 * max(rates), "the step size falls in time all the same"
+
+
 def test_tempering_reaches_the_objective() -> None:
     seen: list[float] = []
 
@@ -250,8 +260,8 @@ class Interrupting(Plateau):
 
     at: int = 0
 
-    def update(self, elbo: float, remaining: float = math.inf) -> str:
-        said = super().update(elbo, remaining)
+    def update(self, elbo: float, remaining: float = math.inf, moving: bool = False) -> str:
+        said = super().update(elbo, remaining, moving)
         if self.steps == self.at:
             os.kill(os.getpid(), signal.SIGINT)
         return said

@@ -361,6 +361,14 @@ def test_rules_at_their_limits() -> None:
         assert said[-1] == "progress" and rule.total == 0, "no step is left to cool down in"
 
 
+def test_nothing_is_judged_while_the_target_moves() -> None:
+    rule = Plateau(window=10, patience=1, least_cooldown=20)
+    falling = [rule.update(-10.0 * step, 900 - step, moving=True) for step in range(500)]
+    assert set(falling) == {"go on", "progress"} and rule.steps == 0 and rule.best == -math.inf
+    words = [word for _, word in run(rule, np.full(200, -9000.0))]
+    assert words == ["progress", "cooldown", "stop"]
+
+
 def test_a_sequence_that_levels_off_is_stopped_there() -> None:
     steps = np.arange(20_000)
     noise = np.random.default_rng(1).normal(0.0, 1.0, len(steps))

@@ -109,7 +109,8 @@ class Training:
         self.skipped_in_a_row = 0
         remaining = self.max_steps - self.step if self.schedule is None else math.inf
         best = self.plateau.best
-        said = self.plateau.update(outcome.elbo, remaining)
+        moving = self.plateau.until_judged() == 1 and self._is_tempering()
+        said = self.plateau.update(outcome.elbo, remaining, moving)
         if not self.plateau.pending:  # the end of a window
             self._record(outcome.rate)
             if self.plateau.latest[0] > best:
@@ -120,6 +121,11 @@ class Training:
         if said in ("cooldown", "collapse"):
             self.averaged = 0
         return said
+
+    def _is_tempering(self) -> bool:
+        """Whether the power of the log density is another one than at the end."""
+        tempering = getattr(self.problem, "tempering", None)
+        return tempering is not None and tempering(self.step / self.max_steps) != tempering(1.0)
 
     def keep_the_best(self, converged: bool) -> tuple[str, float, float]:
         """Compare the candidates on the same draws, leave the best in place; its name, ELBO and standard error."""
