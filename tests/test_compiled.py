@@ -306,6 +306,22 @@ def test_modes_go_on_from_each_others_checkpoints(tmp_path: Path, caplog: pytest
     assert "compile='trace': so does the checkpoint" in caplog.text
 
 
+def test_a_trace_that_another_machine_had_is_not_demanded_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def prepare(self: FitSteps, deadline: float = 0.0, calls: float = 0.0) -> Any:
+        raise Untraceable("too old")
+
+    file = tmp_path / "fit.ckpt"
+    run("trace", 30, checkpoint=file, plateau=Interrupting(window=5, at=16))
+    monkeypatch.setattr(FitSteps, "prepare", prepare)
+    with pytest.raises(ValueError, match="compile='trace' cannot be had: too old"):
+        run("trace", 30, checkpoint=file, resume=True)
+    with caplog.at_level(logging.INFO, LOGGER):
+        require_same(run(True, 30, checkpoint=file, resume=True), run(False, 30))
+    assert "compile=False: there is no trace: too old" in caplog.text
+
+
 # -- what is refused ---------------------------------------------------------------------------------
 
 

@@ -22,7 +22,10 @@ from pyro_flows_vi.infer.importance import draw_weighted, resample
 from pyro_flows_vi.infer.log_density import LogDensity
 from pyro_flows_vi.infer.modes import missed_shares
 from pyro_flows_vi.infer.pareto import effective_size, psis, tail_share
+from pyro_flows_vi.infer.plateau import Plateau
+from pyro_flows_vi.infer.problems import FlowProblem
 from pyro_flows_vi.infer.report import Report
+from pyro_flows_vi.infer.training import Training
 
 DIM, NOISE = 4, 0.5
 
@@ -172,6 +175,20 @@ def test_what_a_guide_lacks_about_other_gaussians() -> None:
     assert own == nowhere == 0.0
 
 
+def test_a_look_at_other_gaussians_leaves_the_generator_alone() -> None:
+    guide = AutoFlow(two_modes, "planar", num_transforms=1).setup()
+    training = Training(FlowProblem(guide, LogDensity(two_modes), None, 8, None))
+    training.configure(None, None, None, 10.0, Plateau(), 10, 5)
+    here, there = (
+        GaussianFit(torch.full((1,), at), torch.ones(1), elbo, 0.1, 10, True)
+        for at, elbo in ((0.0, 0.0), (-300.0, -2.0))
+    )
+    state = torch.get_rng_state()
+    shares = training.missed([here, there])
+    assert shares[0] == 0.0 and shares[1] > 0.5 and torch.equal(torch.get_rng_state(), state)
+    assert training.missed([here, here]) == training.missed([here]) == []
+
+
 @pytest.mark.parametrize("k", [0.3, 0.6, 0.9])
 def test_the_share_of_a_tail_against_pareto_weights(k: float) -> None:
     """Of weights w = U^-k, a part p lies above p^-k, and exceeds it by k p^(1 - k) / (1 - k) of a mean 1 / (1 - k)."""
@@ -197,7 +214,7 @@ def test_a_heavy_tail_with_nothing_in_it_is_not_serious() -> None:
 
     small, large = report(1e-3), report(1.0)
     assert small.khat > 0.7 and large.khat > 0.7
-    assert small.verdict == "do not trust without importance resampling" and "lie in the tail" in small.reasons[0]
+    assert small.verdict == "do not trust without importance resampling" and "lies in the tail" in small.reasons[0]
     assert large.verdict == "do not trust"
 
 

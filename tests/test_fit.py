@@ -25,7 +25,7 @@ from torch.distributions import constraints
 from pyro_flows_vi.guides import AutoFlow
 from pyro_flows_vi.infer import ELBO, FitResult, PathELBO, Plateau, fit, linear_tempering
 from pyro_flows_vi.infer._particles import particle_elbo
-from pyro_flows_vi.infer.interruption import TrainingInterrupted
+from pyro_flows_vi.infer.interruption import Interruption, TrainingInterrupted
 from pyro_flows_vi.infer.objectives import Estimate, FlowGuide, Target
 
 X = torch.tensor([[1.0, 0.5], [1.0, -1.0], [1.0, 2.0], [1.0, 0.3], [1.0, -0.4]])
@@ -177,6 +177,16 @@ def test_a_schedule_sets_the_step_sizes_and_is_done_to_its_end() -> None:
     assert result.history["learning_rate"] == pytest.approx(expected)
 
 
+def test_a_tempered_fit_is_judged_by_what_comes_after_the_tempering() -> None:
+    rule = Plateau(window=10, patience=2, least_cooldown=20)
+    result = small_fit(make_guide(), 400, tempering=linear_tempering(until=0.25), plateau=rule)
+    assert result.converged and 100 < result.steps < 400
+    still = small_fit(make_guide(), 400, tempering=lambda fraction: 0.5, plateau=rule)
+    assert still.converged, "a power that stays as it is moves nothing"
+    rates = small_fit(make_guide(), 100, tempering=linear_tempering(until=1.0), plateau=rule).history["learning_rate"]
+    assert rates[-1] < 0.5 * max(rates), "the step size falls in time all the same"
+
+
 def test_tempering_reaches_the_objective() -> None:
     seen: list[float] = []
 
@@ -250,8 +260,8 @@ class Interrupting(Plateau):
 
     at: int = 0
 
-    def update(self, elbo: float, remaining: float = math.inf) -> str:
-        said = super().update(elbo, remaining)
+    def update(self, elbo: float, remaining: float = math.inf, moving: bool = False) -> str:
+        said = super().update(elbo, remaining, moving)
         if self.steps == self.at:
             os.kill(os.getpid(), signal.SIGINT)
         return said
@@ -285,6 +295,17 @@ def test_periodic_checkpoints_and_the_stopping_rule_go_on_bit_for_bit(tmp_path: 
     found = small_fit(resumed, plateau=Plateau(**rule), checkpoint=file, resume=True, **options)
     assert expected.stop_reason == found.stop_reason and found.steps == expected.steps > 14
     assert same(resumed, whole) and found.history == expected.history
+
+
+def test_ctrl_c_in_the_last_step_of_a_cooldown_comes_too_late(tmp_path: Path) -> None:
+    rule = {"window": 4, "patience": 1, "least_cooldown": 25}
+    options: dict[str, Any] = {"start": "gaussian", "max_steps": 60, "checkpoint": tmp_path / "fit.ckpt"}
+    whole, cut, resumed = make_guide(), make_guide(), make_guide()
+    expected = small_fit(whole, plateau=Plateau(**rule), **options)
+    assert expected.converged and expected.steps < 60 and not options["checkpoint"].exists()
+    for guide, at in ((cut, expected.steps), (resumed, 0)):
+        found = small_fit(guide, plateau=Interrupting(**rule, at=at), resume=True, **options)
+        assert found.converged and same(guide, whole) and found.history == expected.history
 
 
 def test_a_fit_that_gets_more_steps_goes_back_to_long_ones(tmp_path: Path) -> None:
@@ -335,6 +356,13 @@ def test_a_termination_signal_ends_the_program_and_loses_nothing(tmp_path: Path)
     assert signal.getsignal(signal.SIGTERM) is before
     found = small_fit(cut, 40, schedule=lambda fraction: 1.0, checkpoint=file, resume=True)
     assert same(cut, whole) and found.history == expected.history
+
+
+def test_ctrl_c_after_a_termination_signal_is_no_pardon() -> None:
+    with pytest.raises(TrainingInterrupted), Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.requested
 
 
 def test_checkpoints_that_do_not_belong_here(tmp_path: Path) -> None:
@@ -403,6 +431,21 @@ def test_too_many_in_a_row_are_an_error_and_the_best_is_kept() -> None:
     small_fit(until, 22, objective=Flaky(look), **options)
     kept = [all(map(torch.equal, guide.parameters(), window)) for window in windows[1:]]
     assert kept.count(True) == 1
+
+
+def test_the_window_before_a_cooldown_can_be_the_best() -> None:
+    """All is well until the step size begins to fall, and from then on the loss is NaN."""
+    guide = make_guide(init_scale=0.3)
+    before: list[list[Tensor]] = []
+
+    def look(call: int) -> bool:
+        before.append([p.detach().clone() for p in guide.parameters()])
+        return call > 10
+
+    options: dict[str, Any] = {"plateau": Plateau(window=10, patience=100), "learning_rate": 0.05, "max_skipped": 3}
+    with pytest.raises(ValueError, match="best parameters"):
+        small_fit(guide, 20, objective=Flaky(look), **options)
+    assert all(map(torch.equal, guide.parameters(), before[10]))
 
 
 # -- other guides ------------------------------------------------------------------------------------

@@ -352,6 +352,23 @@ def test_a_cooldown_ends_with_the_last_step() -> None:
         assert 0.5 * most <= total <= 0.75 * most and last != "stop", "progress to the end is no convergence"
 
 
+def test_rules_at_their_limits() -> None:
+    words = [word for _, word in run(Plateau(window=5, patience=1, cooldown=0.0, least_cooldown=0), np.zeros(50))]
+    assert words[-1] == "stop" and len(words) < 50, "without a cooldown a plateau is the end"
+    for gain in (0.0, 1.0):
+        rule = Plateau(window=5, patience=1)
+        said = [rule.update(gain * step, 5 - step) for step in range(1, 6)]
+        assert said[-1] == "progress" and rule.total == 0, "no step is left to cool down in"
+
+
+def test_nothing_is_judged_while_the_target_moves() -> None:
+    rule = Plateau(window=10, patience=1, least_cooldown=20)
+    falling = [rule.update(-10.0 * step, 900 - step, moving=True) for step in range(500)]
+    assert set(falling) == {"go on", "progress"} and rule.steps == 0 and rule.best == -math.inf
+    words = [word for _, word in run(rule, np.full(200, -9000.0))]
+    assert words == ["progress", "cooldown", "stop"]
+
+
 def test_a_sequence_that_levels_off_is_stopped_there() -> None:
     steps = np.arange(20_000)
     noise = np.random.default_rng(1).normal(0.0, 1.0, len(steps))

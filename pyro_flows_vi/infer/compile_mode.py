@@ -136,7 +136,11 @@ class Driver:
         try:
             outcomes = [self.work.eager_step()] if self.steps is None else self.steps.run(most)
         except Untraceable as error:
-            raise ValueError(f"compile={self.mode!r} cannot be had: {error}; use compile='auto' or False") from error
+            if self.demanded:
+                said = f"compile={self.mode!r} cannot be had: {error}; use compile='auto' or False"
+                raise ValueError(said) from error
+            self._settle(f"there is no trace: {error}", (False, None, 0.0))  # as the checkpoint's machine had
+            outcomes = [self.work.eager_step()]
         if self.undecided:
             self._seconds += [(time.perf_counter() - began) / len(outcomes)] * len(outcomes)
         return outcomes

@@ -170,31 +170,27 @@ def fit(
         training.configure(optimizer, learning_rate, *rules)
         if resuming and checkpoint is not None:
             restarts_done = training.load(checkpoint)
-        reason = "max_steps reached"
         with progress_bar(max_steps, "fit", "step", progress and ranks.first, done=training.step) as bar:
-            while training.step < max_steps and not interruption.requested:
+            while training.step < max_steps and not (training.over or interruption.requested):
                 before = training.step
                 until = max_steps if checkpoint is None else before + checkpoint_every - before % checkpoint_every
                 said = training.advance(min(until, max_steps))
                 bar.update(training.step - before)
                 if said != "go on":
                     bar.set_postfix_str(training.postfix(), refresh=False)
-                if said == "stop" and schedule is None:
-                    reason = "no more progress"
-                    break
                 if checkpoint is not None and training.step % checkpoint_every == 0:
                     training.save(checkpoint, restarts_done)
-        if interruption.requested:
-            reason = "interrupted"
-        if checkpoint is not None and reason != "no more progress":
+        reason = "interrupted" if interruption.requested else "max_steps reached"
+        reason = "no more progress" if training.over else reason
+        if checkpoint is not None and (interruption.requested or not training.over):
             training.save(checkpoint, restarts_done)
-        kept, elbo, elbo_se = training.keep_the_best(reason == "no more progress")
-        missed = ranks.from_first(lambda: training.problem.missed(restarts_done))
+        kept, elbo, elbo_se = training.keep_the_best(training.over)
+        missed = ranks.from_first(lambda: training.missed(restarts_done))
     done = schedule is not None and reason == "max_steps reached"
     return FitResult(
         elbo=elbo,
         elbo_se=elbo_se,
-        converged=done or reason == "no more progress",
+        converged=done or training.over,
         stop_reason="the schedule is over" if done else reason,
         steps=training.step,
         skipped_steps=training.skipped,

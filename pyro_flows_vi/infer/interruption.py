@@ -34,7 +34,7 @@ class Interruption:
         return self
 
     def _request(self, number: int, frame: object) -> None:
-        self.requested, self.terminated = True, number == signal.SIGTERM
+        self.requested, self.terminated = True, self.terminated or number == signal.SIGTERM
         signal.signal(number, self.before[number] or signal.SIG_DFL)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

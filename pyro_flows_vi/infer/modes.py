@@ -108,8 +108,8 @@ def missed_shares(density: LogDensity, guide: Any, gaussians: Sequence[GaussianF
     log_evidence = float(weights.logsumexp(0)) - math.log(len(weights))
     regions = []
     for gaussian in gaussians:
-        scale = gaussian.scale_tril.double()
-        place = gaussian.loc.double(), scale if scale.dim() == 2 else scale.diag()
+        scale = gaussian.scale_tril.to(weights)
+        place = gaussian.loc.to(weights), scale if scale.dim() == 2 else scale.diag()
         regions.append(_examine(density, place, latent, weights.log_softmax(0), log_evidence))
     return [region.share if region.missed else 0.0 for region in regions]
 

@@ -20,8 +20,8 @@ class Plateau:
     them at least. At its end the fit has converged. A window that falls short of the best by five standard errors and
     one nat is a collapse: the caller goes back to the best parameters, with smaller steps.
 
-    Where the steps are numbered, the cooldown begins early enough to end with them; without a plateau before it, that
-    is no convergence.
+    Where the number of steps is limited, the cooldown begins early enough to end with them; without a plateau before
+    it, that is no convergence.
 
     Source: Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations (Hägele et al., 2024),
     arXiv:2405.18392, for a constant step size with a cooldown.
@@ -53,8 +53,11 @@ class Plateau:
     pending: list[float] = field(default_factory=list)
     latest: tuple[float, float] = (math.nan, math.nan)
 
-    def update(self, elbo: float, remaining: float = math.inf) -> str:
+    def update(self, elbo: float, remaining: float = math.inf, moving: bool = False) -> str:
         """Take the ELBO of a step, after which so many may follow.
+
+        While the target itself is ``moving``, as by tempering, no window is judged by those before it, and the steps
+        until then do not count.
 
         Returns:
             ``"go on"``, or where a window ends ``"progress"``, ``"cooldown"``, ``"collapse"`` or ``"stop"``.
@@ -69,22 +72,29 @@ class Plateau:
         self.pending = []
         if over:
             return "stop"
-        noise = math.hypot(se, self.best_se)
-        if mean < self.best - max(5.0 * noise, 1.0):
+        better, noise = mean > self.best, math.hypot(se, self.best_se)
+        if moving:
+            self.steps = 0
+        elif mean < self.best - max(5.0 * noise, 1.0):
             self.scale *= self.factor
             self.stale = 0
             return "collapse"
-        better = mean > self.best
-        if mean > self.best + max(2.0 * noise, self.tolerance):
+        elif mean > self.best + max(2.0 * noise, self.tolerance):
             self.best, self.best_se, self.stale = mean, se, 0
         else:
             self.stale += 1
-        if self.total == 0 and self.stale >= self.patience:
-            return self._cool(min(remaining, max(self.least_cooldown, self.cooldown * self.steps)))
-        if self.total == 0 and self.cooldown * (self.steps + self.window) >= remaining - self.window:
-            self.hurried = True
-            return self._cool(remaining)
+        if self.total == 0 and remaining > 0:
+            if self.stale >= self.patience:
+                return self._cool(min(remaining, max(1, self.least_cooldown, self.cooldown * self.steps)))
+            if self.cooldown * (self.steps + self.window) >= remaining - self.window:
+                self.hurried = True
+                return self._cool(remaining)
         return "progress" if better else "go on"
+
+    @property
+    def over(self) -> bool:
+        """Whether a cooldown that a plateau began has ended, which ``"stop"`` says once."""
+        return self.total > 0 and self.left == 0 and not self.hurried
 
     def skip(self) -> None:
         """Take note of a step that was left out: the cooldown goes on, but does not end with it."""
@@ -95,7 +105,7 @@ class Plateau:
         return self.scale * (max(self.left - ahead, 0) / self.total if self.total else 1.0)
 
     def until_judged(self) -> int:
-        """Steps until the end of the window."""
+        """Steps until the end of the window, or of the cooldown."""
         return min(self.window - len(self.pending), self.left or self.window)
 
     def extend(self, remaining: float) -> None:

@@ -142,7 +142,7 @@ class Report:
         found = serious(self) or mild(self)
         return [why for why, _ in found] or [
             f"k-hat is {self.khat:.2f}, {self.num_draws} draws are worth {self.ess:.0f} exact ones, and weights move "
-            f"no mean by more than {MOVE} sds"
+            f"no mean by more than {MOVE} sds and {NOISE:.0f} standard errors"
         ]
 
     @property
@@ -175,11 +175,12 @@ class Report:
         lines = [f"Verdict: {self.verdict}"]
         lines += [f"  - {why}" for why in self.reasons]
         lines += [f"Next: {what}" for what in self.advice] + [""]
+        tail = f"{100 * self.tail_share:.1f} % in the tail" if self.tail_share < math.inf else "a tail without a mean"
         table = [
             (
                 "Pareto k-hat",
                 f"{self.khat:.2f}",
-                f"good below {KHAT_GOOD}, of use below {self.khat_most:.2f}; {100 * self.tail_share:.1f} % in the tail",
+                f"good below {KHAT_GOOD}, of use below {self.khat_most:.2f}; {tail}",
             ),
             (
                 "effective draws",

@@ -93,6 +93,11 @@ class Training:
         """Why that cannot be, as far as can be told without trying."""
         return fit_refusal(self)
 
+    @property
+    def over(self) -> bool:
+        """Whether the stopping rule has ended it."""
+        return self.schedule is None and self.plateau.over
+
     def expected_steps(self) -> int:
         """How many steps are still to come, if in doubt rather too few."""
         left = self.max_steps - self.step
@@ -103,17 +108,24 @@ class Training:
     def _judge(self, outcome: Outcome) -> str:
         self.skipped_in_a_row = 0
         remaining = self.max_steps - self.step if self.schedule is None else math.inf
-        said = self.plateau.update(outcome.elbo, remaining)
+        best = self.plateau.best
+        moving = self.plateau.until_judged() == 1 and self._is_tempering()
+        said = self.plateau.update(outcome.elbo, remaining, moving)
         if not self.plateau.pending:  # the end of a window
             self._record(outcome.rate)
-        if said == "progress":
-            self.best = self._copy()
-        elif said == "collapse":
+            if self.plateau.latest[0] > best:
+                self.best = self._copy()
+        if said == "collapse":
             self._restore(self.best)
             self.optimizer.state.clear()
         if said in ("cooldown", "collapse"):
             self.averaged = 0
         return said
+
+    def _is_tempering(self) -> bool:
+        """Whether the power of the log density is another one than at the end."""
+        tempering = getattr(self.problem, "tempering", None)
+        return tempering is not None and tempering(self.step / self.max_steps) != tempering(1.0)
 
     def keep_the_best(self, converged: bool) -> tuple[str, float, float]:
         """Compare the candidates on the same draws, leave the best in place; its name, ELBO and standard error."""
@@ -134,6 +146,11 @@ class Training:
         best = max(results, key=lambda name: results[name][0])
         self._restore(candidates[best])
         return best, *results[best]
+
+    def missed(self, restarts: list[GaussianFit]) -> list[float]:
+        """What of the posterior the guide lacks where the restarts ended; the generators stay as they are."""
+        with torch.random.fork_rng({p.device for p in self.parameters if p.is_cuda}):
+            return self.problem.missed(restarts)
 
     def postfix(self) -> str:
         """The last window in words, for the progress bar."""
@@ -169,7 +186,10 @@ class Training:
         if state["module"] is not None:
             self.problem.guide.load_state_dict(state["module"])  # type: ignore[attr-defined]
         self._restore(state["parameters"])
-        self.start, self.best, self.average = state["start"], state["best"], state["average"]
+        self.start, self.best, self.average = (
+            [value.to(p.device) for value, p in zip(state[name], self.parameters, strict=True)]
+            for name in ("start", "best", "average")
+        )
         self.optimizer.load_state_dict(state["optimizer"])
         self.plateau = Plateau(**state["plateau"])
         self.history = state["history"]

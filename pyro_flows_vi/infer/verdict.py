@@ -80,7 +80,7 @@ def mild(report: Report) -> list[tuple[str, str]]:
     """The reasons not to trust a guide's draws without their weights, each with what to do."""
     found = []
     if report.khat > (KHAT_GOOD if report.tail_share > TAIL else report.khat_most):
-        found.append(f"k-hat is {report.khat:.2f}, and {_percent(report.tail_share)} of the weight lie in the tail")
+        found.append(f"k-hat is {report.khat:.2f}, and {_percent(report.tail_share)} of the weight lies in the tail")
     if report.gap > GAP_GOOD:
         found.append(f"the ELBO is {report.gap:.1f} nats below the importance-weighted bound")
     if report.empty > SHARE_OF_FAILURES * report.num_draws:
