@@ -347,6 +347,8 @@ def test_a_cooldown_ends_with_the_last_step() -> None:
 
     assert length(2000, 0.0) == (1000, "stop")
     assert length(1100, 0.0) == (700, "stop"), "as many as are left"
+    assert length(900, 0.0) == (600, "stop"), "one window short of a plateau"
+    assert length(700, 0.0) == (500, "go on"), "two windows"
     for most in (200, 700, 2000, 4950):
         total, last = length(most, 1.0)
         assert 0.5 * most <= total <= 0.75 * most and last != "stop", "progress to the end is no convergence"

@@ -24,6 +24,8 @@ FROM_PRIOR, FROM_BOX, FROM_FAR, FROM_GUIDE = 4, 2, 2, 2
 FAR = 5.0
 #: steps of a climb, modes that are examined, points about each
 EVALUATIONS, MOST_MODES, POINTS = 150, 4, 1000
+#: points at once, which take no more memory than a step of a fit
+CHUNK = 250
 #: steps of the differences from which a Hessian is made, in sds of the frame
 STEPS = (0.1, 0.01, 0.001)
 #: Newton decrement, in nats, above which a climb has not arrived
@@ -103,7 +105,7 @@ def missed_shares(density: LogDensity, guide: Any, gaussians: Sequence[GaussianF
     """
     with torch.no_grad():
         latent, log_q = guide.rsample_and_log_prob(2 * POINTS)
-        weights = torch.cat([density(part) for part in latent.split(POINTS)]).double() - log_q.double()
+        weights = _in_chunks(density, latent).double() - log_q.double()
     weights = weights.nan_to_num(nan=-math.inf, posinf=-math.inf)
     log_evidence = float(weights.logsumexp(0)) - math.log(len(weights))
     regions = []
@@ -112,6 +114,10 @@ def missed_shares(density: LogDensity, guide: Any, gaussians: Sequence[GaussianF
         place = gaussian.loc.to(weights), scale if scale.dim() == 2 else scale.diag()
         regions.append(_examine(density, place, latent, weights.log_softmax(0), log_evidence))
     return [region.share if region.missed else 0.0 for region in regions]
+
+
+def _in_chunks(density: LogDensity, points: Tensor) -> Tensor:
+    return torch.cat([density(part) for part in points.split(CHUNK)])
 
 
 def _frame(latent: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,7 +164,7 @@ def _examine(
     noise = noise[noise.square().sum(-1) <= radius]
     like = latent[:1]
     with torch.no_grad():
-        value = density((place + noise @ scale.T).to(like)).double()
+        value = _in_chunks(density, (place + noise @ scale.T).to(like)).double()
     log_normal = -0.5 * (noise.square().sum(-1) + dim * math.log(2.0 * math.pi)) - scale.diagonal().log().sum()
     log_mass = float(torch.logsumexp((value - log_normal).nan_to_num(nan=-math.inf), 0)) - math.log(POINTS)
 

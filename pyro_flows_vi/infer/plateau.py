@@ -20,8 +20,8 @@ class Plateau:
     them at least. At its end the fit has converged. A window that falls short of the best by five standard errors and
     one nat is a collapse: the caller goes back to the best parameters, with smaller steps.
 
-    Where the number of steps is limited, the cooldown begins early enough to end with them; without a plateau before
-    it, that is no convergence.
+    Where the number of steps is limited, the cooldown begins early enough to end with them; where more than one window
+    was missing to a plateau, that is no convergence.
 
     Source: Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations (Hägele et al., 2024),
     arXiv:2405.18392, for a constant step size with a cooldown.
@@ -87,7 +87,7 @@ class Plateau:
             if self.stale >= self.patience:
                 return self._cool(min(remaining, max(1, self.least_cooldown, self.cooldown * self.steps)))
             if self.cooldown * (self.steps + self.window) >= remaining - self.window:
-                self.hurried = True
+                self.hurried = self.stale < max(self.patience - 1, 1)
                 return self._cool(remaining)
         return "progress" if better else "go on"
 
