@@ -30,7 +30,7 @@ from .measure import RECORDS, write_record
 from .posteriors import SUITE
 from .posteriors.check import feasible
 
-NAMES = ("eight_schools_centred", "eight_schools_noncentred", "remission_weibull", "stack_loss_student")
+NAMES = ("eight_schools_centred", "eight_schools_noncentred", "remission_weibull")
 #: nats that Pyro's guide may fall short of ours
 TOLERANCE = 0.01
 WARM_UP, DRAWS, CHAINS = 500, 1000, 4
