@@ -120,8 +120,8 @@ COLUMNS = {"mean error": "worst_mean_error", "log sd ratio": "worst_log_sd_ratio
 NOTE = (
     "Mean error: the worst over all scalars, in posterior standard deviations of the reference run. Each cell is the "
     "worst of the seeds. k-hat: the median over five sets of 4000 draws. ELBO gap: between the importance-weighted "
-    "bound of 20,000 draws and the ELBO. Verdict: the words of `diagnose`. Seconds: with tracing; ours with nothing "
-    "else on the machine, the peers' beside other work, so that these do not compare."
+    "bound of 20,000 draws and the ELBO. Verdict: the words of `diagnose`. Seconds: with tracing; ours one fit at "
+    "a time, some beside other work, the peers' beside more of it, so that these do not compare."
 )
 
 

@@ -105,14 +105,14 @@ def missed_shares(density: LogDensity, guide: Any, gaussians: Sequence[GaussianF
     """
     with torch.no_grad():
         latent, log_q = guide.rsample_and_log_prob(2 * POINTS)
-        weights = _in_chunks(density, latent).double() - log_q.double()
-    weights = weights.nan_to_num(nan=-math.inf, posinf=-math.inf)
-    log_evidence = float(weights.logsumexp(0)) - math.log(len(weights))
+        log_weights = _in_chunks(density, latent).double() - log_q.double()
+    log_weights = log_weights.nan_to_num(nan=-math.inf, posinf=-math.inf)
+    total = log_weights.logsumexp(0)
     regions = []
     for gaussian in gaussians:
-        scale = gaussian.scale_tril.to(weights)
-        place = gaussian.loc.to(weights), scale if scale.dim() == 2 else scale.diag()
-        regions.append(_examine(density, place, latent, weights.log_softmax(0), log_evidence))
+        scale = gaussian.scale_tril.to(total)
+        place = gaussian.loc.to(total), scale if scale.dim() == 2 else scale.diag()
+        regions.append(_examine(density, place, latent, log_weights - total, float(total) - math.log(len(latent))))
     return [region.share if region.missed else 0.0 for region in regions]
 
 

@@ -64,13 +64,13 @@ class Plateau:
         """
         self.pending.append(elbo)
         self.steps += 1
-        over = self.left == 1 and not self.hurried
+        ends = self.left == 1 and not self.hurried
         self.left = max(self.left - 1, 0)
-        if len(self.pending) < self.window and not over:
+        if len(self.pending) < self.window and not ends:
             return "go on"
         mean, se = self.latest = self._summary()
         self.pending = []
-        if over:
+        if ends:
             return "stop"
         better, noise = mean > self.best, math.hypot(se, self.best_se)
         if moving:

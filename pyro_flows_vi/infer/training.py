@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +136,9 @@ class Training:
         if self.averaged:
             candidates["average"] = self.average
         results: dict[str, tuple[float, float]] = {}
-        devices = {p.device for p in self.parameters if p.is_cuda}
         for name, values in candidates.items():
             self._restore(values)
-            with torch.random.fork_rng(devices):
+            with self._generators_kept():
                 weights = self.problem.log_weights().double()
             mean, se = float(weights.mean()), float(weights.std() / math.sqrt(len(weights)))
             results[name] = (mean, se) if math.isfinite(mean) else (-math.inf, math.nan)
@@ -149,8 +149,11 @@ class Training:
 
     def missed(self, restarts: list[GaussianFit]) -> list[float]:
         """What of the posterior the guide lacks where the restarts ended; the generators stay as they are."""
-        with torch.random.fork_rng({p.device for p in self.parameters if p.is_cuda}):
+        with self._generators_kept():
             return self.problem.missed(restarts)
+
+    def _generators_kept(self) -> AbstractContextManager[None]:
+        return torch.random.fork_rng({p.device for p in self.parameters if p.is_cuda})
 
     def postfix(self) -> str:
         """The last window in words, for the progress bar."""
