@@ -602,7 +602,7 @@ def test_expected_steps() -> None:
     cooling = Plateau(steps=500, total=900, left=300)
     assert training(False, steps=3000, plateau=cooling).expected_steps() == 300
     late = Plateau(steps=1000, window=50)
-    assert training(False, steps=3000, plateau=late).expected_steps() == 150 + 1725
+    assert training(False, steps=3000, plateau=late).expected_steps() == 150 + 1150
     assert isinstance(training(False).driver, Driver)
 
 

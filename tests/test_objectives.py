@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyro
@@ -331,7 +332,7 @@ def test_the_step_size_falls_to_zero_over_the_cooldown() -> None:
     while said != "stop":
         sizes.append(rule.step_size())
         said = rule.update(0.0)
-    assert sizes == [k / 40 for k in range(40, 0, -1)] and ahead == [*sizes, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert sizes == [(k / 40) ** 2 for k in range(40, 0, -1)] and ahead == [*sizes, 0.0, 0.0, 0.0, 0.0, 0.0]
     assert {rule.update(0.0) for _ in range(100)} <= {"go on", "progress"}, "a schedule of one's own goes on after it"
 
 
@@ -347,11 +348,28 @@ def test_a_cooldown_ends_with_the_last_step() -> None:
 
     assert length(2000, 0.0) == (1000, "stop")
     assert length(1100, 0.0) == (700, "stop"), "as many as are left"
-    assert length(900, 0.0) == (600, "stop"), "one window short of a plateau"
-    assert length(700, 0.0) == (500, "go on"), "two windows"
+    assert length(800, 0.0) == (500, "stop"), "one window short of a plateau"
+    assert length(600, 0.0) == (400, "go on"), "two windows"
     for most in (200, 700, 2000, 4950):
         total, last = length(most, 1.0)
         assert 0.5 * most <= total <= 0.75 * most and last != "stop", "progress to the end is no convergence"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"window": 0},
+        {"patience": 1.5},
+        {"cooldown": -1.0},
+        {"least_cooldown": -1},
+        {"tolerance": math.nan},
+        {"factor": 1.0},
+    ],
+    ids=str,
+)
+def test_a_rule_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"expected {next(iter(wrong))} to be"):
+        Plateau(**wrong)
 
 
 def test_rules_at_their_limits() -> None:
@@ -390,7 +408,7 @@ def test_steps_that_are_left_out_are_part_of_a_cooldown_but_not_its_end() -> Non
     assert said[-1] == "cooldown"
     for _ in range(100):
         rule.skip()
-    assert rule.step_size() == pytest.approx(1 / 30) and rule.update(0.0) == "stop"
+    assert rule.step_size() == pytest.approx(1 / 30**2) and rule.update(0.0) == "stop"
     rule = Plateau()
     rule.skip()
     assert rule.step_size() == 1.0

@@ -84,7 +84,7 @@ def fit(
             ELBO of flows whose log-determinant is an estimate.
         num_particles: draws in a step; by default 256 (fewer for data of over 131,072 numbers), 16 of other guides.
         max_steps: steps of the second stage at most; the step size falls in time to end small with them.
-        learning_rate: the first step size of Adam; by default 0.3 for flow guides with networks, in whose units a step
+        learning_rate: the first step size of Adam; by default 0.2 for flow guides with networks, in whose units a step
             of an output is at most that large, 0.03 for other flow guides, and 0.01 for other guides.
         optimizer: a function from parameters to a torch optimiser, or one of ``pyro.optim``, in place of Adam.
         schedule: takes the fraction of ``max_steps`` done to a factor of the step size; all steps are then done.

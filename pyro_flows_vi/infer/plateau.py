@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pyro_flows_vi.transforms._door import positive
+
 __all__ = ["Plateau"]
 
 
@@ -16,9 +18,10 @@ class Plateau:
     The ELBOs of ``window`` steps make a mean :math:`\bar e` with a standard error s. A window is progress where
     :math:`\bar e` beats the best mean by more than :math:`\max(2 \sqrt{s^2 + s_{best}^2}, \mathrm{tolerance})`. After
     ``patience`` windows in a row without progress, what keeps from the optimum is the noise of the gradient, and the
-    step size falls linearly to zero, in ``cooldown`` times as many steps as there were, and in ``least_cooldown`` of
-    them at least. At its end the fit has converged. A window that falls short of the best by five standard errors and
-    one nat is a collapse: the caller goes back to the best parameters, with smaller steps.
+    step size falls to zero, with the square of the steps that are left, in ``cooldown`` times as many steps as there
+    were, and in ``least_cooldown`` of them at least. At its end the fit has converged. A window that falls short of
+    the best by five standard errors and one nat is a collapse: the caller goes back to the best parameters, with
+    smaller steps.
 
     Where the number of steps is limited, the cooldown begins early enough to end with them; where more than one window
     was missing to a plateau, that is no convergence.
@@ -33,14 +36,17 @@ class Plateau:
         least_cooldown: steps of the cooldown at least, where so many are left.
         factor: by how much a collapse lowers the step size.
         tolerance: nats of progress that are too few to go on for.
+
+    Raises:
+        ValueError: for a window or a patience below one, a factor outside of (0, 1), and negative numbers elsewhere.
     """
 
     window: int = 100
     patience: int = 3
-    cooldown: float = 1.5
+    cooldown: float = 1.0
     least_cooldown: int = 1000
     factor: float = 0.3
-    tolerance: float = 1e-3
+    tolerance: float = 5e-3
     scale: float = 1.0
     steps: int = 0
     #: of the cooldown, and how many of these are left
@@ -52,6 +58,15 @@ class Plateau:
     best_se: float = 0.0
     pending: list[float] = field(default_factory=list)
     latest: tuple[float, float] = (math.nan, math.nan)
+
+    def __post_init__(self) -> None:
+        for name in ("window", "patience"):
+            positive(name, getattr(self, name))
+        for name in ("cooldown", "least_cooldown", "tolerance"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"expected {name} to be zero or more, got {getattr(self, name)!r}")
+        if not 0.0 < self.factor < 1.0:
+            raise ValueError(f"expected factor to be between 0 and 1, got {self.factor!r}")
 
     def update(self, elbo: float, remaining: float = math.inf, moving: bool = False) -> str:
         """Take the ELBO of a step, after which so many may follow.
@@ -102,7 +117,7 @@ class Plateau:
 
     def step_size(self, ahead: int = 0) -> float:
         """That of the next step, or of one so many steps later, over the first one."""
-        return self.scale * (max(self.left - ahead, 0) / self.total if self.total else 1.0)
+        return self.scale * ((max(self.left - ahead, 0) / self.total) ** 2 if self.total else 1.0)
 
     def until_judged(self) -> int:
         """Steps until the end of the window, or of the cooldown."""

@@ -88,7 +88,7 @@ class FlowProblem:
             )
         names = [name for step in list(guide.transform)[:-1] for name, _ in step.named_parameters()]
         # Networks in even units take long steps; a linear layer between them, or a flow of other parameters, does not.
-        self.learning_rate = 0.3 if names and all(name.endswith("_units") for name in names) else 0.03
+        self.learning_rate = 0.2 if names and all(name.endswith("_units") for name in names) else 0.03
         self.signature = {
             "flow": guide.flow_name,
             "sites": [[site.name, list(site.unconstrained_shape)] for site in guide.layout],

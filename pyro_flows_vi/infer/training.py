@@ -248,7 +248,7 @@ class Training:
 
 def _make_optimizer(optimizer: Any, parameters: list[Tensor], learning_rate: float) -> torch.optim.Optimizer:
     if optimizer is None:
-        return torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.99), fused=True)
+        return torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.95), fused=True)
     if isinstance(optimizer, PyroOptim):
         if callable(optimizer.pt_optim_args):
             raise ValueError("expected an optimiser of pyro.optim with one dict of arguments, got a function of them")

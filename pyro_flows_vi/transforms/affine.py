@@ -47,7 +47,7 @@ class Affine(Flow):
 
     #: The weights of the tails are FLOOR + softplus(t + FIRST): small at first and never zero, since a guide
     #: whose tails are lighter than the posterior's, by however little, has unbounded importance weights.
-    FLOOR, FIRST = 0.05, -4.0
+    FLOOR, FIRST = 0.1, -4.0
 
     frame_loc: Tensor
     frame_tril: Tensor
