@@ -182,6 +182,69 @@ def test_a_bernoulli_likelihood_is_two_kernels_each_way_and_right_at_any_logit(d
     assert not any("exp" in name and "expand" not in name for name in names)
 
 
+def test_functions_of_a_repeated_scale_are_computed_once() -> None:
+    y = torch.linspace(-1.0, 2.0, 7)
+
+    def model(y: Tensor) -> None:
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 7):
+            pyro.sample("y", dist.Normal(slope * torch.arange(7.0), scale), obs=y)
+
+    log_density = LogDensity(model, y)
+    latent = torch.tensor([[0.3, -2.0], [-1.0, 0.7], [2.0, 0.1]])
+    expected, gradient = potential(model, y, latent, log_density)
+    value, score = log_density.value_and_score(latent)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(score, gradient)
+    graph = log_density._graph(latent)[0]
+    assert isinstance(graph, torch.fx.GraphModule)
+    shapes = {str(node.target): tuple(node.meta["val"].shape) for node in graph.graph.nodes if "val" in node.meta}
+    assert shapes["aten.log.default"] == (3, 1)
+
+
+def test_repeated_values_that_a_model_writes_into_are_repeated_no_more() -> None:
+    def model() -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        scales = scale.expand(3) * 2.0
+        scales[0] = 1.0
+        matrix = scale.expand(3, 3) + 1.0
+        matrix.diagonal().mul_(5.0)
+        late = torch.broadcast_tensors(scale, torch.zeros(4))[0].exp()
+        late[1:].add_(late[0])
+        pyro.factor("f", -(scales**2).sum() - (matrix / 2.0).sin().sum() - (1.0 / late).sum())
+
+    log_density = LogDensity(model)
+    u = torch.tensor([[0.3], [-0.8]])
+    s = u[:, 0].exp()
+    terms = 1.0 + 2.0 * (2.0 * s) ** 2 + 6.0 * ((s + 1.0) / 2.0).sin() + 3.0 * (5.0 * (s + 1.0) / 2.0).sin()
+    terms = terms + (-s).exp() * (1.0 + 3.0 / 2.0)
+    by_hand = dist.Normal(0.0, 1.0).log_prob(u[:, 0]) - terms
+    torch.testing.assert_close(log_density.value_and_score(u)[0], by_hand)
+    torch.testing.assert_close(log_density(u), by_hand)
+
+
+def test_a_repeated_scalar_keeps_its_precision() -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(3), torch.ones(3)).to_event(1))
+        weight = torch.tensor(0.1, dtype=torch.float64).expand(3)
+        pyro.factor("f", ((weight * 1.0) * x.float()).sum())
+
+    torch.set_default_dtype(torch.float32)
+    assert LogDensity(model)(torch.ones(2, 3)).dtype == torch.float64
+
+
+def test_gradients_within_a_model_by_repeated_values() -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        slope = torch.func.grad(lambda t: (t.expand(3) ** 3).sum())(x)
+        pyro.factor("f", -slope)
+
+    u = torch.tensor([[0.3], [-0.8]])
+    by_hand = dist.Normal(0.0, 1.0).log_prob(u[:, 0]) - 9.0 * u[:, 0] ** 2
+    torch.testing.assert_close(LogDensity(model).value_and_score(u)[0], by_hand)
+
+
 def test_supports_that_depend_on_latents_against_a_density_by_hand() -> None:
     low = torch.tensor(1.5)
     log_density = LogDensity(moving_bounds, low)
