@@ -23,10 +23,11 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_flows_vi.guides import AutoFlow
-from pyro_flows_vi.infer import ELBO, FitResult, PathELBO, Plateau, fit, linear_tempering
+from pyro_flows_vi.infer import ELBO, FitResult, LogDensity, PathELBO, Plateau, Renyi, fit, linear_tempering
 from pyro_flows_vi.infer._particles import particle_elbo
 from pyro_flows_vi.infer.interruption import Interruption, TrainingInterrupted
 from pyro_flows_vi.infer.objectives import Estimate, FlowGuide, Target
+from pyro_flows_vi.infer.problems import FlowProblem, PyroProblem
 
 X = torch.tensor([[1.0, 0.5], [1.0, -1.0], [1.0, 2.0], [1.0, 0.3], [1.0, -0.4]])
 Y = torch.tensor([1.2, -0.8, 3.1, 0.9, 0.1])
@@ -295,6 +296,35 @@ def test_periodic_checkpoints_and_the_stopping_rule_go_on_bit_for_bit(tmp_path: 
     found = small_fit(resumed, plateau=Plateau(**rule), checkpoint=file, resume=True, **options)
     assert expected.stop_reason == found.stop_reason and found.steps == expected.steps > 14
     assert same(resumed, whole) and found.history == expected.history
+
+
+def test_a_fit_whose_cooldown_shows_that_noise_was_the_obstacle_has_another(tmp_path: Path) -> None:
+    rule = {"window": 5, "patience": 1, "least_cooldown": 20, "gap": 0.0}
+    options: dict[str, Any] = {"start": "guide", "learning_rate": 0.3, "max_steps": 400}
+    once, whole, cut, resumed = make_guide(), make_guide(), make_guide(), make_guide()
+    short = small_fit(once, plateau=Plateau(**{**rule, "gap": math.inf}), **options)
+    expected = small_fit(whole, plateau=Plateau(**rule), **options)
+    assert short.converged and expected.converged and 3 * short.steps <= expected.steps <= 400
+    rates = expected.history["learning_rate"]
+    assert rates[: len(short.history["step"])] == short.history["learning_rate"]
+    assert rates[len(short.history["step"])] > 0.1, "it begins with full steps"
+    assert expected.elbo > short.elbo - 2.0 * short.elbo_se
+    options["checkpoint"] = tmp_path / "fit.ckpt"
+    small_fit(cut, plateau=Interrupting(**rule, at=short.steps + 7), **options)
+    found = small_fit(resumed, plateau=Plateau(**rule), resume=True, **options)
+    assert same(resumed, whole) and found.history == expected.history and found.kept == expected.kept
+
+
+def test_another_cooldown_is_for_the_elbo_of_a_flow_only() -> None:
+    log_density = LogDensity(regression, X, Y)
+    guide = make_guide().setup(X, Y)
+
+    def gap(objective: Any, tempering: Any = None) -> float:
+        return FlowProblem(guide, log_density, objective, 64, tempering).gap()
+
+    assert gap(PathELBO()) > 0.1 and gap(ELBO(), linear_tempering()) > 0.1
+    assert gap(Renyi(0.5)) == gap(PathELBO(), lambda fraction: 0.5) == 0.0
+    assert PyroProblem(regression, AutoNormal(regression), (X, Y), {}, 1).gap() == 0.0
 
 
 def test_ctrl_c_in_the_last_step_of_a_cooldown_comes_too_late(tmp_path: Path) -> None:

@@ -363,6 +363,7 @@ def test_a_cooldown_ends_with_the_last_step() -> None:
         {"cooldown": -1.0},
         {"least_cooldown": -1},
         {"tolerance": math.nan},
+        {"gap": -0.1},
         {"factor": 1.0},
     ],
     ids=str,
@@ -370,6 +371,29 @@ def test_a_cooldown_ends_with_the_last_step() -> None:
 def test_a_rule_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"expected {next(iter(wrong))} to be"):
         Plateau(**wrong)
+
+
+def test_another_cooldown_follows_one_that_brought_more_than_is_missing() -> None:
+    def ended(gain: float) -> Plateau:
+        rule = Plateau(window=10, patience=1, least_cooldown=20)
+        for _ in range(20):
+            rule.update(-1.0)
+        while rule.update(-1.0 + gain) != "stop":
+            pass
+        assert rule.over and rule.steps == 40
+        return rule
+
+    for gain, missing, remaining in ((0.3, 0.04, 500), (0.3, 0.31, 500), (0.3, math.nan, 500), (0.3, 0.2, 19)):
+        rule = ended(gain)
+        assert not rule.again(missing, remaining) and rule.over
+    rule = ended(0.3)
+    assert rule.again(0.2, 500) and not rule.over and rule.total == 80 and rule.step_size() == 1.0
+    while rule.update(-0.6) != "stop":
+        pass
+    assert rule.over and rule.steps == 120
+    assert not rule.again(0.15, 500), "the second one brought 0.1"
+    assert rule.again(0.09, 30) and rule.total == 30, "no more than there are"
+    assert not ended(0.3).again(0.2, 0)
 
 
 def test_rules_at_their_limits() -> None:

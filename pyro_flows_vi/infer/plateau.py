@@ -10,6 +10,9 @@ from pyro_flows_vi.transforms._door import positive
 
 __all__ = ["Plateau"]
 
+#: steps of another cooldown, over all before it
+AGAIN = 2
+
 
 @dataclass
 class Plateau:
@@ -26,6 +29,10 @@ class Plateau:
     Where the number of steps is limited, the cooldown begins early enough to end with them; where more than one window
     was missing to a plateau, that is no convergence.
 
+    A cooldown that brought more than is still missing to the importance-weighted bound, and left more than ``gap`` nats
+    of it, has shown that the noise was the obstacle: :meth:`again` begins another one with full steps, twice as long as
+    all before it.
+
     Source: Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations (Hägele et al., 2024),
     arXiv:2405.18392, for a constant step size with a cooldown.
 
@@ -36,6 +43,7 @@ class Plateau:
         least_cooldown: steps of the cooldown at least, where so many are left.
         factor: by how much a collapse lowers the step size.
         tolerance: nats of progress that are too few to go on for.
+        gap: nats between the ELBO and the importance-weighted bound that are too few for another cooldown.
 
     Raises:
         ValueError: for a window or a patience below one, a factor outside of (0, 1), and negative numbers elsewhere.
@@ -47,12 +55,16 @@ class Plateau:
     least_cooldown: int = 1000
     factor: float = 0.3
     tolerance: float = 5e-3
+    gap: float = 0.05
     scale: float = 1.0
     steps: int = 0
     #: of the cooldown, and how many of these are left
     total: int = 0
     left: int = 0
     hurried: bool = False
+    #: cooldowns begun, and the ELBO before the last one
+    cooldowns: int = 0
+    level: float = -math.inf
     stale: int = 0
     best: float = -math.inf
     best_se: float = 0.0
@@ -62,7 +74,7 @@ class Plateau:
     def __post_init__(self) -> None:
         for name in ("window", "patience"):
             positive(name, getattr(self, name))
-        for name in ("cooldown", "least_cooldown", "tolerance"):
+        for name in ("cooldown", "least_cooldown", "tolerance", "gap"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"expected {name} to be zero or more, got {getattr(self, name)!r}")
         if not 0.0 < self.factor < 1.0:
@@ -100,10 +112,10 @@ class Plateau:
             self.stale += 1
         if self.total == 0 and remaining > 0:
             if self.stale >= self.patience:
-                return self._cool(min(remaining, max(1, self.least_cooldown, self.cooldown * self.steps)))
+                return self._cool(min(remaining, max(1, self.least_cooldown, self.cooldown * self.steps)), self.best)
             if self.cooldown * (self.steps + self.window) >= remaining - self.window:
                 self.hurried = self.stale < max(self.patience - 1, 1)
-                return self._cool(remaining)
+                return self._cool(remaining, self.best)
         return "progress" if better else "go on"
 
     @property
@@ -136,8 +148,22 @@ class Plateau:
         until = self.window * self.patience
         return until + max(self.least_cooldown, int(self.cooldown * (self.steps + until)))
 
-    def _cool(self, steps: float) -> str:
+    def again(self, missing: float, remaining: float) -> bool:
+        """Begin another cooldown after the one that has ended, if that promises something; whether it does.
+
+        Args:
+            missing: nats between the ELBO and the importance-weighted bound.
+            remaining: steps that may follow.
+        """
+        gained = self.latest[0] - self.level
+        if not (gained > missing > self.gap and remaining >= max(1, self.least_cooldown)):
+            return False
+        self._cool(min(remaining, AGAIN * self.steps), self.latest[0])
+        return True
+
+    def _cool(self, steps: float, level: float) -> str:
         self.total = self.left = int(steps)
+        self.cooldowns, self.level = self.cooldowns + 1, level
         return "cooldown"
 
     def _summary(self) -> tuple[float, float]:

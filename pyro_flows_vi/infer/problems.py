@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -52,6 +53,9 @@ class Problem(Protocol):
 
     def log_weights(self) -> Tensor:
         """Log weights of many draws of the guide as it is, without gradients."""
+
+    def gap(self) -> float:
+        """Nats from the ELBO to the importance-weighted bound of many draws; 0 where it is not the ELBO that counts."""
 
     def missed(self, restarts: Sequence[GaussianFit]) -> list[float]:
         """The part of the posterior about each that the guide does not have; empty where they agree."""
@@ -122,6 +126,14 @@ class FlowProblem:
             parts.append(self.log_density(latent) - log_q)
         return torch.cat(parts)
 
+    def gap(self) -> float:
+        """Of the same draws; NaN where one has no density."""
+        tempered = self.tempering is not None and self.tempering(1.0) != 1.0
+        if tempered or not isinstance(self.objective, ELBO | PathELBO):
+            return 0.0
+        log_weights = self.log_weights().double()
+        return float(log_weights.logsumexp(0) - math.log(len(log_weights)) - log_weights.mean())
+
     def missed(self, restarts: Sequence[GaussianFit]) -> list[float]:
         """By importance sampling from each; in an order in which the best comes first."""
         if len(restarts) < 2 or not restarts[0].elbo > restarts[1].elbo + RESTARTS:
@@ -185,6 +197,10 @@ class PyroProblem:
     def log_weights(self) -> Tensor:
         """ELBO estimates, which have the mean of log weights."""
         return torch.cat([self.estimate(1.0).log_weights for _ in range(64)])
+
+    def gap(self) -> float:
+        """It has no weights."""
+        return 0.0
 
     def missed(self, restarts: Sequence[GaussianFit]) -> list[float]:
         """It has no restarts."""

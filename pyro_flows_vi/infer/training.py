@@ -116,12 +116,23 @@ class Training:
             self._record(outcome.rate)
             if self.plateau.latest[0] > best:
                 self.best = self._copy()
+        if said == "stop" and self._goes_on(remaining):
+            said = "cooldown"
         if said == "collapse":
             self._restore(self.best)
             self.optimizer.state.clear()
         if said in ("cooldown", "collapse"):
             self.averaged = 0
         return said
+
+    def _goes_on(self, remaining: float) -> bool:
+        """Whether another cooldown begins, and the end of this one becomes a candidate for that of the fit."""
+        with self._generators_kept():
+            gap = self.ranks.from_first(self.problem.gap)
+        goes_on = self.plateau.again(gap, remaining)
+        if goes_on:
+            self.best = self._copy()
+        return goes_on
 
     def _is_tempering(self) -> bool:
         """Whether the power of the log density is another one than at the end."""
@@ -131,7 +142,7 @@ class Training:
     def keep_the_best(self, converged: bool) -> tuple[str, float, float]:
         """Compare the candidates on the same draws, leave the best in place; its name, ELBO and standard error."""
         candidates = {"last": self._copy(), "start": self.start}
-        if not converged:  # the end may be that of a bad stretch
+        if not converged or self.plateau.cooldowns > 1:  # the end may be that of a bad stretch
             candidates["best"] = self.best
         if self.averaged:
             candidates["average"] = self.average
