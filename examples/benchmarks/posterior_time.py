@@ -30,7 +30,14 @@ from .measure import RECORDS, write_record
 from .posteriors import SUITE
 from .posteriors.check import feasible
 
-NAMES = ("eight_schools_centred", "eight_schools_noncentred", "remission_weibull")
+NAMES = (
+    "eight_schools_centred",
+    "eight_schools_noncentred",
+    "remission_weibull",
+    "insect_sprays",
+    "stack_loss_student",
+    "coal_mining_process",
+)
 #: nats that Pyro's guide may fall short of ours
 TOLERANCE = 0.01
 WARM_UP, DRAWS, CHAINS = 500, 1000, 4

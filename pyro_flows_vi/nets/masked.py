@@ -42,7 +42,7 @@ class MADE(nn.Module):
             starts small).
         hidden_dims: widths of the hidden layers, at least one.
         context_dim: C, or ``None``.
-        activation: the elementwise map between the layers.
+        activation: the elementwise map between the layers, which may write into its argument.
 
     Shapes: ``net(x, context)`` maps ``(*batch, D)`` to ``(*batch, P, D)``.
 
@@ -59,7 +59,7 @@ class MADE(nn.Module):
         init: Tensor,
         hidden_dims: Sequence[int],
         context_dim: int | None = None,
-        activation: Callable[[Tensor], Tensor] = torch.relu,
+        activation: Callable[[Tensor], Tensor] = torch.relu_,
     ) -> None:
         super().__init__()
         if len(check_widths(hidden_dims)) == 0:
