@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -111,6 +112,7 @@ def measure(name: str, method: str, seed: int, **options: Any) -> dict[str, Any]
     } | report
 
 
+KHAT_GOOD = 0.5
 GOALS = {"worst_mean_error": 0.1, "worst_log_sd_ratio": 0.1, "khat": 0.7}
 TABLE = Path(__file__).parents[2] / "docs" / "accuracy_table.md"
 
@@ -120,8 +122,8 @@ COLUMNS = {"mean error": "worst_mean_error", "log sd ratio": "worst_log_sd_ratio
 NOTE = (
     "Mean error: the worst over all scalars, in posterior standard deviations of the reference run. Each cell is the "
     "worst of the seeds. k-hat: the median over five sets of 4000 draws. ELBO gap: between the importance-weighted "
-    "bound of 20,000 draws and the ELBO. Verdict: the words of `diagnose`. Seconds: with tracing; ours one fit at "
-    "a time, some beside other work, the peers' beside more of it, so that these do not compare."
+    "bound of 20,000 draws and the ELBO. Verdict: the words of `diagnose`. Seconds: with tracing, of the slower seed; "
+    "ours one fit at a time, the peers' on another day and beside other work, so that these do not compare."
 )
 
 
@@ -172,11 +174,12 @@ def of_method(method: str, found: dict[str, list[dict[str, Any]]]) -> list[str]:
             f"| {name} | {seeds[0]['dim']} | {' | '.join(cells)} | {gap:.3f} | {verdicts} | "
             f"{max(r['seconds'] for r in seeds):.0f} | {len(seeds)} |"
         )
+    bounds = [*((title, key, GOALS[key]) for title, key in COLUMNS.items()), ("k-hat", "khat", KHAT_GOOD)]
     passed = (
-        f"{title} within {GOALS[key]}: {sum(worst_of(found[name], key) <= GOALS[key] for name in names)}"
-        for title, key in COLUMNS.items()
+        f"{title} within {most}: {sum(worst_of(found[n], key) <= most for n in names)}" for title, key, most in bounds
     )
-    return [*lines, "", f"Of {len(names)}: {', '.join(passed)}.", ""]
+    seconds = [max(r["seconds"] for r in found[n]) for n in names if all("failed" not in r for r in found[n])]
+    return [*lines, "", f"Of {len(names)}: {', '.join(passed)}. Median seconds: {statistics.median(seconds):.0f}.", ""]
 
 
 def render(folder: Path) -> str:
