@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_flows_vi.infer.interruption import Interruption
 
-__all__ = ["Ranks", "Share", "digest", "join", "launched"]
+__all__ = ["Ranks", "Share", "digest", "generator_states", "join", "launched", "set_generator_states"]
 
 _T = TypeVar("_T")
 
@@ -99,7 +99,7 @@ class Ranks:
     def align_random(self) -> None:
         """Give torch's generators the states that they have in the first process."""
         if self.size > 1:
-            _set_states(self.from_first(_states))
+            set_generator_states(self.from_first(generator_states))
 
     def require_same(self, asked: Mapping[str, str]) -> None:
         """Raise a ValueError in all processes unless they were all asked for the same."""
@@ -176,7 +176,7 @@ class _Part(Share):
         self.count = self.rows.stop - self.rows.start
 
     def __enter__(self) -> Share:
-        states = _states()
+        states = generator_states()
         self._streams = {name: torch.Generator(name) for name in states}
         for name, stream in self._streams.items():
             stream.set_state(states[name])
@@ -191,7 +191,7 @@ class _Part(Share):
         self._draws.__exit__(*error)
         if not self._draws.used:  # or the next step's own streams would be those of this one
             torch.rand((), generator=self._streams["cpu"])
-        _set_states({name: stream.get_state() for name, stream in self._streams.items()})
+        set_generator_states({name: stream.get_state() for name, stream in self._streams.items()})
 
     def average(self, parameters: Sequence[Tensor], *values: Tensor) -> tuple[Tensor, ...]:
         device = parameters[0].device
@@ -271,7 +271,7 @@ def digest(*values: Any) -> str:
     return found.hexdigest()
 
 
-def _states() -> dict[str, Tensor]:
+def generator_states() -> dict[str, Tensor]:
     """The states of the generators that a step may draw from."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
@@ -279,7 +279,8 @@ def _states() -> dict[str, Tensor]:
     return states
 
 
-def _set_states(states: dict[str, Tensor]) -> None:
+def set_generator_states(states: dict[str, Tensor]) -> None:
+    """Let the generators go on from there; that of a GPU where there is one."""
     torch.set_rng_state(states["cpu"])
-    if "cuda" in states:
+    if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

@@ -18,6 +18,7 @@ from pyro_flows_vi.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_flows_vi.infer.compile_mode import Driver
 from pyro_flows_vi.infer.fit_steps import FitSteps, Outcome, fit_refusal
 from pyro_flows_vi.infer.gaussian import GaussianFit
+from pyro_flows_vi.infer.parallel import generator_states, set_generator_states
 from pyro_flows_vi.infer.plateau import Plateau
 from pyro_flows_vi.infer.problems import Problem
 
@@ -190,7 +191,7 @@ class Training:
             "counts": [self.step, self.skipped, self.skipped_in_a_row, self.averaged],
             "restarts": [vars(fit) for fit in restarts],
             "mode": self.driver.state(),
-            "rng": torch.get_rng_state(),
+            "rng": generator_states(),
         }
         save_checkpoint(path, state, kind="fit", settings=self.problem.signature)
 
@@ -210,7 +211,7 @@ class Training:
         self.step, self.skipped, self.skipped_in_a_row, self.averaged = state["counts"]
         self.plateau.extend(self.max_steps - self.step)
         self.driver.resume(state.get("mode"))
-        torch.set_rng_state(state["rng"])
+        set_generator_states(state["rng"])
         return [GaussianFit(**fit) for fit in state["restarts"]]
 
     def _module_state(self) -> dict[str, Any] | None:
