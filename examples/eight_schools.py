@@ -55,7 +55,7 @@ def without_funnel(errors: Tensor, effects: Tensor) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Fit, diagnose, run NUTS, compare."""
-    options = arguments(__doc__, argv, steps=3000, warmup=300, draws=1000)
+    options = arguments(__doc__, argv, steps=5000, warmup=300, draws=1000)
     guide = AutoFlow(model)
     result = fit(model, guide, ERRORS, EFFECTS, max_steps=options.steps, seed=options.seed)
     print(result)

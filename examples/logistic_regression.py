@@ -41,7 +41,7 @@ def model(columns: Tensor, benign: Tensor) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Fit, diagnose, compare."""
-    options = arguments(__doc__, argv, steps=3000)
+    options = arguments(__doc__, argv, steps=5000)
     arrays = data()
     guide = AutoFlow(model)
     result = fit(model, guide, *arrays, max_steps=options.steps, seed=options.seed)

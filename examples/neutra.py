@@ -42,7 +42,7 @@ def quantiles(v: Tensor) -> list[float]:
 
 def main(argv: list[str] | None = None) -> None:
     """Train the guide, then run NUTS twice."""
-    options = arguments(__doc__, argv, steps=3000, warmup=300, draws=1000)
+    options = arguments(__doc__, argv, steps=5000, warmup=300, draws=1000)
     chain = {"warmup": options.warmup, "draws": options.draws, "seed": options.seed}
     guide = AutoFlow(model)
     result = fit(model, guide, max_steps=options.steps, seed=options.seed)

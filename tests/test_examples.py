@@ -20,7 +20,7 @@ CHAIN = ("--warmup", "2", "--draws", "4")
 EXAMPLES = {
     "eight_schools": CHAIN,
     "logistic_regression": (),
-    "radon": CHAIN,
+    "radon": (),
     "neutra": CHAIN,
     "density": ("--rows", "500"),
 }

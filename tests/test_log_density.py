@@ -199,8 +199,11 @@ def test_functions_of_a_repeated_scale_are_computed_once() -> None:
     torch.testing.assert_close(score, gradient)
     graph = log_density._graph(latent)[0]
     assert isinstance(graph, torch.fx.GraphModule)
-    shapes = {str(node.target): tuple(node.meta["val"].shape) for node in graph.graph.nodes if "val" in node.meta}
-    assert shapes["aten.log.default"] == (3, 1)
+    functions = [
+        n for n in graph.graph.nodes if n.target in (torch.ops.aten.log.default, torch.ops.aten.pow.Tensor_Scalar)
+    ]
+    wide = [node for node in functions if node.meta["val"].numel() > 3]
+    assert len(functions) > 4 and len(wide) == 2, "the rows' errors are squared, and the slope of that is taken"
 
 
 def test_repeated_values_that_a_model_writes_into_are_repeated_no_more() -> None:
@@ -231,7 +234,45 @@ def test_a_repeated_scalar_keeps_its_precision() -> None:
         pyro.factor("f", ((weight * 1.0) * x.float()).sum())
 
     torch.set_default_dtype(torch.float32)
-    assert LogDensity(model)(torch.ones(2, 3)).dtype == torch.float64
+    assert LogDensity(model).value_and_score(torch.ones(2, 3))[0].dtype == torch.float64
+
+
+def test_repeats_are_those_of_the_values_and_of_nothing_else() -> None:
+    """By the run without a graph, which computes everything as it is written."""
+
+    def squares(row: Tensor) -> Tensor:
+        wide = row.expand(3) * 2.0
+        wide[0] = 1.0  # within a vmap of the model's own
+        return (wide**2).sum() + wide.exp().sum()
+
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with torch.no_grad():
+            still = dist.Normal(x, torch.ones(2, 3))
+            fixed = x.expand(2, 3)
+        terms = [
+            still.log_prob(torch.zeros(2, 3)),
+            (fixed * 2.0).exp(),
+            torch.vmap(squares)(x[:2]),
+            torch.broadcast_to(input=x, size=(2, 3)) ** 3,
+            torch.add(x.expand(2, 3), other=torch.ones(2, 3)) * x,
+            torch.add(x.expand(2, 3), x[0], alpha=3.0).sin(),
+            torch.div(x.expand(2, 3), 0.1, rounding_mode="floor") * x,
+            1.0 - x.expand(2, 3),
+            1.0 / (2.0 + x.expand(2, 3) ** 2),
+            2.0 ** torch.broadcast_tensors(x.expand(2, 3), torch.zeros(4, 2, 3))[0],
+            torch.nn.functional.softplus(x.expand(2, 3), beta=2.0),
+            torch.broadcast_tensors(x[:, None], x.expand(3, 3) * 1.5)[0] / 3.0,
+        ]
+        pyro.factor("f", -sum(term.sum() for term in terms))
+
+    density = LogDensity(model)
+    u = torch.tensor([[0.3, -0.8, 1.1], [-0.2, 0.4, 0.9]])
+    value, score = density.value_and_score(u)
+    assert density._graphs, "there is a graph"
+    expected = LogDensity(model, trace=False).value_and_score(u)
+    torch.testing.assert_close(value, expected[0])
+    torch.testing.assert_close(score, expected[1])
 
 
 def test_gradients_within_a_model_by_repeated_values() -> None:

@@ -373,27 +373,54 @@ def test_a_rule_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
         Plateau(**wrong)
 
 
-def test_another_cooldown_follows_one_that_brought_more_than_is_missing() -> None:
-    def ended(gain: float) -> Plateau:
-        rule = Plateau(window=10, patience=1, least_cooldown=20)
-        for _ in range(20):
-            rule.update(-1.0)
-        while rule.update(-1.0 + gain) != "stop":
-            pass
-        assert rule.over and rule.steps == 40
-        return rule
+def cooled(gain: float, level: float = -1.0) -> Plateau:
+    """A rule at the end of a cooldown of 20 steps that brought so much."""
+    rule = Plateau(window=10, patience=1, least_cooldown=20)
+    for _ in range(20):
+        rule.update(level)
+    while rule.update(level + gain) != "stop":
+        pass
+    assert rule.over and rule.converged and rule.steps == 40
+    return rule
 
-    for gain, missing, remaining in ((0.3, 0.04, 500), (0.3, 0.31, 500), (0.3, math.nan, 500), (0.3, 0.2, 19)):
-        rule = ended(gain)
-        assert not rule.again(missing, remaining) and rule.over
-    rule = ended(0.3)
-    assert rule.again(0.2, 500) and not rule.over and rule.total == 80 and rule.step_size() == 1.0
+
+def test_another_cooldown_follows_one_that_brought_more_than_is_missing() -> None:
+    for missing, remaining in ((0.04, 500), (0.31, 500), (math.nan, 500), (math.inf, 500), (0.2, 19), (0.2, 0)):
+        rule = cooled(0.3)
+        assert not rule.again(lambda gap=missing: gap, remaining) and rule.over  # type: ignore[misc]
+    rule = cooled(0.3)
+    assert rule.again(lambda: 0.2, 500) and not rule.over and rule.converged
+    assert rule.total == 80 and rule.step_size() == 1.0
     while rule.update(-0.6) != "stop":
         pass
     assert rule.over and rule.steps == 120
-    assert not rule.again(0.15, 500), "the second one brought 0.1"
-    assert rule.again(0.09, 30) and rule.total == 30, "no more than there are"
-    assert not ended(0.3).again(0.2, 0)
+    assert not rule.again(lambda: 0.15, 500), "the second one brought 0.1"
+    assert rule.again(lambda: 0.09, 30) and rule.total == 30, "no more than there are"
+
+
+def test_the_gap_is_measured_only_where_it_decides() -> None:
+    def never() -> float:
+        raise AssertionError
+
+    assert not cooled(0.03).again(never, 500) and not cooled(0.3).again(never, 19)
+
+
+@pytest.mark.parametrize("gain", [0.5, 3.0, 30.0])
+def test_full_steps_after_a_cooldown_are_no_collapse_where_they_were_none_before_it(gain: float) -> None:
+    rule = cooled(gain)
+    assert rule.again(lambda: 0.2, 500)
+    words = {rule.update(-1.1) for _ in range(50)}
+    assert words == {"go on"} and rule.scale == 1.0 and rule.best == -1.0 + gain
+    assert "collapse" in {rule.update(-3.0) for _ in range(10)}
+
+
+def test_a_cooldown_that_is_called_off_does_not_count() -> None:
+    rule = Plateau(window=10, patience=2, least_cooldown=20)
+    for step in range(1, 31):
+        rule.update(float(step), 60 - step)
+    assert rule.hurried and rule.cooldowns == 1 and not rule.converged
+    rule.extend(500)
+    assert rule.total == rule.cooldowns == 0 and not rule.converged
 
 
 def test_rules_at_their_limits() -> None:

@@ -34,14 +34,16 @@ EXACT = 40.0
 
 #: what repeats values
 _EXPANDS = {torch.Tensor.expand, torch.Tensor.expand_as, torch.broadcast_to}
-#: what makes of repeated values repeated ones; Python's operators are these too
+#: pointwise functions, and the operators that are no such functions: of repeated values they make repeated ones
 _POINTWISE = {
     torch.abs, torch.add, torch.digamma, torch.div, torch.exp, torch.expm1, torch.lgamma, torch.log, torch.log1p,
     torch.mul, torch.neg, torch.pow, torch.reciprocal, torch.rsqrt, torch.sigmoid, torch.sqrt, torch.square, torch.sub,
     torch.tanh,
 }  # fmt: skip
 _POINTWISE |= {getattr(torch.Tensor, function.__name__) for function in _POINTWISE}
-_POINTWISE |= {torch.Tensor.__rsub__, torch.Tensor.__rdiv__, torch.Tensor.__rpow__, F.softplus, F.logsigmoid}
+_POINTWISE |= {torch.Tensor.__pow__, torch.Tensor.__rpow__, torch.Tensor.__rsub__, torch.Tensor.__rdiv__, F.softplus}
+#: whether the writes into a tensor are counted
+_is_counted: Callable[[Tensor], bool] = torch._C._functorch.is_gradtrackingtensor
 
 #: how Python code gets at a value
 _READS = {
@@ -67,10 +69,11 @@ class ParticleMap:
     """Runs functions of one particle for ``(n, D)`` particles.
 
     The functions are run under ``torch.func.vmap``, at first with those operations said anew that vmap does not know
-    (a write by a mask, a Cholesky factorisation that may fail for some particles only: NaN there), and with functions
-    of values that are repeated, as a scale is for all rows of the data, computed for one of each. If that fails,
-    without the latter, but the fresh tensors that a model writes its results into get a value for each particle; and
-    if that fails, the functions run once per particle, with one warning.
+    (a write by a mask, a Cholesky factorisation that may fail for some particles only: NaN there). Where they come
+    with a gradient of ``torch.func``, functions of repeated values, such as the logarithm of one scale for all rows of
+    the data, are computed once for each particle. If that fails, they are computed as they are, and the fresh tensors
+    that a model writes its results into get a value for each particle; and if that fails, the functions run once per
+    particle, with one warning.
     """
 
     def __init__(self) -> None:
@@ -78,11 +81,11 @@ class ParticleMap:
         self.reads = False  # whether a trace may turn values that Python code reads into constants
         self._widen = False  # whether fresh tensors are made for each particle
 
-    def vmap(self, one: Callable[..., Any], randomness: str = "same", graded: bool = False) -> Callable[..., Any]:
-        """``one(row, *shared)`` for all rows at once, as it is said now; ``graded`` if ``torch.func.grad`` made it."""
+    def vmap(self, one: Callable[..., Any], randomness: str = "same") -> Callable[..., Any]:
+        """``one(row, *shared)`` for all rows at once, as it is said now."""
 
         def reworded(row: Tensor, *shared: Any) -> Any:
-            with _Reworded(row.new_zeros(()) if self._widen else None, self.reads, graded and not self._widen):
+            with _Reworded(row.new_zeros(()) if self._widen else None, self.reads):
                 return one(row, *shared)
 
         def all_rows(latent: Tensor, *shared: Any) -> Any:
@@ -123,13 +126,11 @@ class _Reworded(TorchFunctionMode):
     Args:
         zero: a zero for each particle, which fresh tensors are added to; ``None`` to leave them as they are.
         reads: whether ``int(x)`` and the like are constants for a trace, rather than an error.
-        narrow: whether functions of repeated values are computed once. Only tensors that :func:`torch.func.grad`
-            watches know whether something was written into them, so that they repeat no more.
     """
 
-    def __init__(self, zero: Tensor | None, reads: bool, narrow: bool) -> None:
+    def __init__(self, zero: Tensor | None, reads: bool) -> None:
         super().__init__()
-        self.zero, self.reads, self.narrow = zero, reads, narrow
+        self.zero, self.reads = zero, reads
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -148,12 +149,12 @@ class _Reworded(TorchFunctionMode):
         if self.reads and func in _READS:
             with disable_proxy_modes_tracing():
                 return func(*args, **kwargs)
-        if func in _POINTWISE and "out" not in kwargs and any(_narrow(value) is not value for value in args):
+        if func in _POINTWISE and any(_narrow(v) is not v for v in args) and not _has_tensors(kwargs):
             return _narrowly(func, args, kwargs)
         result = func(*args, **kwargs)
-        if self.narrow and func is torch.broadcast_tensors:
+        if self.zero is None and func is torch.broadcast_tensors:
             return tuple(map(_remember, result, map(_narrow, args)))
-        if self.narrow and func in _EXPANDS:
+        if self.zero is None and func in _EXPANDS and args:
             return _remember(result, _narrow(args[0]))
         if self.zero is not None and func in _FRESH and result.is_floating_point() and "out" not in kwargs:
             return result + self.zero.to(result)
@@ -168,22 +169,31 @@ def _is_scalar(value: Any) -> bool:
     return not isinstance(value, Tensor) or value.dim() == 0
 
 
+def _has_tensors(kwargs: dict[str, Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in kwargs.values())
+
+
 def _narrow(value: Any) -> Any:
     """The tensor whose values this one repeats, or the tensor itself."""
-    narrow, version = getattr(value, "repeats", (value, None))
+    narrow, version = getattr(value, "_repeats", (value, None))
     return narrow if version is None or version == value._version else value
 
 
 def _remember(wide: Tensor, narrow: Tensor) -> Tensor:
-    """Let a tensor know whose values it repeats, until something is written into it."""
-    if wide.dim() > 0 and wide.shape != narrow.shape:
+    """Let a tensor know whose values it repeats, until something is written into it.
+
+    Not where writes are not counted, nor where the narrow tensor would bring a gradient that the wide one has not.
+    """
+    if torch.is_grad_enabled() and _is_counted(wide) and wide.dim() > 0 and wide.shape != narrow.shape:
         narrow = narrow.reshape(1) if narrow.dim() == 0 else narrow  # a scalar would not count for the dtype
-        wide.repeats = narrow, wide._version  # type: ignore[attr-defined]
+        wide._repeats = narrow, wide._version  # type: ignore[attr-defined]
     return wide
 
 
 def _narrowly(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A pointwise function of repeated values, of each of them once; what a trace does not use of it goes."""
+    """A pointwise function of repeated values, of each of them once; a trace drops the wide copy if nothing uses it."""
     narrow = func(*map(_narrow, args), **kwargs)
     shape = torch.broadcast_shapes(*(value.shape for value in args if isinstance(value, Tensor)))
-    return narrow if narrow.shape == shape else _remember(narrow.expand(shape).contiguous(), narrow)
+    if narrow is NotImplemented or narrow.shape == shape:
+        return narrow
+    return _remember(narrow.expand(shape).contiguous(), narrow)

@@ -71,7 +71,7 @@ def fit(
     2. The flow is trained by Adam on the path gradient of the ELBO, with many particles at once on the traced
        :class:`~pyro_flows_vi.infer.LogDensity`. The step size falls, and the fit ends, by the rule of
        :class:`~pyro_flows_vi.infer.plateau.Plateau`. The last parameters, their average since the step size began to
-       fall, and the start are compared on fresh draws, and the best are kept.
+       fall, the start, and the end of an earlier cooldown are compared on fresh draws, and the best are kept.
 
     Any other Pyro guide is trained by Pyro's ``Trace_ELBO`` with the same rules, and without the first stage.
 
@@ -184,13 +184,13 @@ def fit(
         reason = "no more progress" if training.over else reason
         if checkpoint is not None and (interruption.requested or not training.over):
             training.save(checkpoint, restarts_done)
-        kept, elbo, elbo_se = training.keep_the_best(training.over)
+        kept, elbo, elbo_se = training.keep_the_best()
         missed = ranks.from_first(lambda: training.missed(restarts_done))
     done = schedule is not None and reason == "max_steps reached"
     return FitResult(
         elbo=elbo,
         elbo_se=elbo_se,
-        converged=done or training.over,
+        converged=done or training.converged,
         stop_reason="the schedule is over" if done else reason,
         steps=training.step,
         skipped_steps=training.skipped,

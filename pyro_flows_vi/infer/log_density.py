@@ -262,7 +262,7 @@ class LogDensity:
             fresh = iter(tensors)
             leaves = [next(fresh) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
             one = torch.func.grad_and_value(self._log_joint)
-            score, value = self._particles.vmap(one, graded=True)(latent, leaves)
+            score, value = self._particles.vmap(one)(latent, leaves)
             return value, score
 
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from pyro_flows_vi.transforms._door import positive
 
 __all__ = ["Plateau"]
 
-#: steps of another cooldown, over all before it
+#: steps of another cooldown, as a multiple of all before it
 AGAIN = 2
 
 
@@ -29,9 +30,9 @@ class Plateau:
     Where the number of steps is limited, the cooldown begins early enough to end with them; where more than one window
     was missing to a plateau, that is no convergence.
 
-    A cooldown that brought more than is still missing to the importance-weighted bound, and left more than ``gap`` nats
-    of it, has shown that the noise was the obstacle: :meth:`again` begins another one with full steps, twice as long as
-    all before it.
+    If the cooldown raised the ELBO by more than it still falls short of the importance-weighted bound, and that is more
+    than ``gap`` nats, the noise was what kept from the optimum more than the guide: :meth:`again` then begins another
+    cooldown, from steps of the full size and twice as long as all steps before it.
 
     Source: Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations (Hägele et al., 2024),
     arXiv:2405.18392, for a constant step size with a cooldown.
@@ -62,8 +63,9 @@ class Plateau:
     total: int = 0
     left: int = 0
     hurried: bool = False
-    #: cooldowns begun, and the ELBO before the last one
+    #: cooldowns begun, the ELBO of full steps before the first, and the ELBO before the last
     cooldowns: int = 0
+    full: float = -math.inf
     level: float = -math.inf
     stale: int = 0
     best: float = -math.inf
@@ -102,7 +104,7 @@ class Plateau:
         better, noise = mean > self.best, math.hypot(se, self.best_se)
         if moving:
             self.steps = 0
-        elif mean < self.best - max(5.0 * noise, 1.0):
+        elif mean < (self.best if self.cooldowns < 2 else self.full) - max(5.0 * noise, 1.0):
             self.scale *= self.factor
             self.stale = 0
             return "collapse"
@@ -120,8 +122,13 @@ class Plateau:
 
     @property
     def over(self) -> bool:
-        """Whether a cooldown that a plateau began has ended, which ``"stop"`` says once."""
+        """Whether a cooldown that a plateau began has ended, and no other one has begun."""
         return self.total > 0 and self.left == 0 and not self.hurried
+
+    @property
+    def converged(self) -> bool:
+        """Whether such a cooldown has ended at all."""
+        return self.over or self.cooldowns > 1
 
     def skip(self) -> None:
         """Take note of a step that was left out: the cooldown goes on, but does not end with it."""
@@ -139,6 +146,7 @@ class Plateau:
         """Call off a cooldown that the number of steps had begun, if there are more of them now."""
         if self.hurried and remaining > self.left:
             self.total = self.left = 0
+            self.cooldowns -= 1
             self.hurried = False
 
     def expected_steps(self) -> int:
@@ -148,22 +156,29 @@ class Plateau:
         until = self.window * self.patience
         return until + max(self.least_cooldown, int(self.cooldown * (self.steps + until)))
 
-    def again(self, missing: float, remaining: float) -> bool:
+    def again(self, gap: Callable[[], float], remaining: float) -> bool:
         """Begin another cooldown after the one that has ended, if that promises something; whether it does.
 
         Args:
-            missing: nats between the ELBO and the importance-weighted bound.
+            gap: measures how many nats the ELBO falls short of the importance-weighted bound; called where it matters.
             remaining: steps that may follow.
         """
-        gained = self.latest[0] - self.level
-        if not (gained > missing > self.gap and remaining >= max(1, self.least_cooldown)):
+        mean, se = self.latest
+        gained = mean - self.level
+        if not (math.inf > gained > self.gap and remaining >= max(1, self.least_cooldown)):
             return False
-        self._cool(min(remaining, AGAIN * self.steps), self.latest[0])
+        if not gained > gap() > self.gap:
+            return False
+        if mean > self.best:
+            self.best, self.best_se = mean, se
+        self._cool(min(remaining, AGAIN * self.steps), mean)
         return True
 
     def _cool(self, steps: float, level: float) -> str:
         self.total = self.left = int(steps)
         self.cooldowns, self.level = self.cooldowns + 1, level
+        if self.cooldowns == 1:
+            self.full = level
         return "cooldown"
 
     def _summary(self) -> tuple[float, float]:

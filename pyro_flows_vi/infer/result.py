@@ -14,7 +14,7 @@ class FitResult:
 
     Attributes:
         elbo: the ELBO of the guide as it is now, from fresh draws, with its standard error ``elbo_se``.
-        converged: whether the stopping rule was met.
+        converged: whether the stopping rule was met, also where another cooldown followed and did not come to its end.
         stop_reason: why the fit ended, in words.
         steps: optimiser steps done.
         skipped_steps: steps left out since the loss or a gradient was not finite.

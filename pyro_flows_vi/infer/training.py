@@ -100,6 +100,11 @@ class Training:
         """Whether the stopping rule has ended it."""
         return self.schedule is None and self.plateau.over
 
+    @property
+    def converged(self) -> bool:
+        """Whether its criterion was met, and there may have been more steps since then."""
+        return self.schedule is None and self.plateau.converged
+
     def expected_steps(self) -> int:
         """How many steps are still to come, if in doubt rather too few."""
         left = self.max_steps - self.step
@@ -127,10 +132,11 @@ class Training:
         return said
 
     def _goes_on(self, remaining: float) -> bool:
-        """Whether another cooldown begins, and the end of this one becomes a candidate for that of the fit."""
+        """Whether another cooldown begins; the end of this one is then a candidate for that of the fit."""
+        if self.schedule is not None:
+            return False
         with self._generators_kept():
-            gap = self.ranks.from_first(self.problem.gap)
-        goes_on = self.plateau.again(gap, remaining)
+            goes_on = self.plateau.again(lambda: self.ranks.from_first(self.problem.gap), remaining)
         if goes_on:
             self.best = self._copy()
         return goes_on
@@ -140,10 +146,10 @@ class Training:
         tempering = getattr(self.problem, "tempering", None)
         return tempering is not None and tempering(self.step / self.max_steps) != tempering(1.0)
 
-    def keep_the_best(self, converged: bool) -> tuple[str, float, float]:
+    def keep_the_best(self) -> tuple[str, float, float]:
         """Compare the candidates on the same draws, leave the best in place; its name, ELBO and standard error."""
         candidates = {"last": self._copy(), "start": self.start}
-        if not converged or self.plateau.cooldowns > 1:  # the end may be that of a bad stretch
+        if not self.over or self.plateau.cooldowns > 1:  # the end may be that of a bad stretch
             candidates["best"] = self.best
         if self.averaged:
             candidates["average"] = self.average
