@@ -146,7 +146,10 @@ def fits(folder: Path, ranks: Ranks) -> dict[str, Any]:
     cooling: dict[str, Any] = {"num_particles": None, "plateau": Plateau(window=3, patience=1, least_cooldown=9)}
     alone, expected, _ = run_fit(parallel=False, **cooling)
     shared, parameters, _ = run_fit(progress=True, **cooling)
+    again = cooling | {"max_steps": 90, "plateau": Plateau(window=3, patience=1, least_cooldown=9, gap=0.0)}
+    longer = [run_fit(parallel=parallel, learning_rate=0.3, **again)[0] for parallel in (False, True)]
     return {
+        "again": [[*some.history["learning_rate"]] for some in longer],
         "parameters": worst(parameters, expected),
         "elbo": [alone.elbo, shared.elbo, shared.elbo_se],
         "curve": worst(torch.tensor(shared.history["elbo"]), torch.tensor(alone.history["elbo"])),

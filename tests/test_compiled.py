@@ -208,6 +208,13 @@ def test_a_traced_pyro_pair_is_the_eager_one(make: Callable[[], Pair], particles
     require_same(run("trace"), run(False))
 
 
+def test_another_cooldown_is_the_eager_one() -> None:
+    rule = {"window": 5, "patience": 1, "least_cooldown": 20, "gap": 0.0}
+    eager, traced = (run(mode, 160, plateau=Plateau(**rule), learning_rate=0.3) for mode in (False, "trace"))
+    assert eager[0].steps >= 90, "the first one ends after 30 steps or so"
+    require_same(eager, traced)
+
+
 # -- steps that are not finite -----------------------------------------------------------------------
 
 

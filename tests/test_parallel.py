@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,9 @@ def test_a_fit_is_that_of_one_process(fits: Pair) -> None:
     assert shared == pytest.approx(alone, rel=CLOSE)
     assert found["steps"][0] == found["steps"][1] and found["kept"][0] == found["kept"][1]
     assert found["rates"][0] == found["rates"][1] > 1
+    alone, shared = found["again"]
+    rises = sum(later > earlier for earlier, later in pairwise(alone))
+    assert alone == pytest.approx(shared) and rises > 0, "another cooldown begins in all of them"
 
 
 def test_processes_that_begin_apart_end_alike(fits: Pair) -> None:

@@ -36,7 +36,7 @@ NAMES = (
     "remission_weibull",
     "insect_sprays",
     "stack_loss_student",
-    "coal_mining_process",
+    "blood_types",
 )
 #: nats that Pyro's guide may fall short of ours
 TOLERANCE = 0.01
