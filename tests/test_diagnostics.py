@@ -175,6 +175,43 @@ def test_what_a_guide_lacks_about_other_gaussians() -> None:
     assert own == nowhere == 0.0
 
 
+def test_rounding_makes_no_mass_that_a_guide_lacks() -> None:
+    """A zero that is the difference of numbers of 1e10, at which single precision has steps of a thousand."""
+
+    def rounding() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        large = 1.0 + 1e9 * x.square() * torch.sigmoid(50.0 * (x - 6.0))
+        pyro.factor("zero", large * large.log() - math.log(2.0) * (large * large.log2()))
+
+    class AtZero:
+        def rsample_and_log_prob(self, count: int) -> tuple[Tensor, Tensor]:
+            z = torch.randn(count, 1).clamp(max=5.0)
+            return z, dist.Normal(0.0, 1.0).log_prob(z)[:, 0]
+
+    torch.manual_seed(0)
+    density = LogDensity(rounding)
+    assert float(density(torch.linspace(6.5, 7.5, 50)[:, None]).max()) > 100.0
+    away = GaussianFit(torch.tensor([7.0]), torch.tensor([0.3]), 0.0, 0.1, 9, True)
+    assert missed_shares(density, AtZero(), [away]) == [0.0]
+
+
+def test_a_model_of_one_precision_is_judged_in_it() -> None:
+    """Where its constants do not go with numbers in double precision."""
+    weight = torch.ones(1, 1)
+
+    def single() -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(1, dtype=torch.float32), 100.0).to_event(1))
+        pyro.factor("f", -0.5 * ((weight @ x).abs() - 30.0).square().sum())
+
+    class AtOne:
+        def rsample_and_log_prob(self, count: int) -> tuple[Tensor, Tensor]:
+            z = 30.0 + torch.randn(count, 1)
+            return z, dist.Normal(30.0, 1.0).log_prob(z)[:, 0]
+
+    other = GaussianFit(torch.tensor([-30.0]), torch.tensor([1.0]), 0.0, 0.1, 9, True)
+    assert missed_shares(LogDensity(single), AtOne(), [other]) == [pytest.approx(0.5, abs=0.03)]
+
+
 def test_a_look_at_other_gaussians_leaves_the_generator_alone() -> None:
     guide = AutoFlow(two_modes, "planar", num_transforms=1).setup()
     training = Training(FlowProblem(guide, LogDensity(two_modes), None, 8, None))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +14,11 @@ from pyro.infer.autoguide import init_to_median, init_to_sample, init_to_uniform
 from torch import Tensor
 
 from pyro_flows_vi.infer._climb import Evaluate, climb, in_double
+from pyro_flows_vi.infer._vectorise import FAILURES
 from pyro_flows_vi.infer.gaussian import GaussianFit
 from pyro_flows_vi.infer.importance import Draws
 from pyro_flows_vi.infer.log_density import LogDensity
+from pyro_flows_vi.numerics.precision import precision
 
 __all__ = ["Mode", "find_modes", "missed_shares"]
 
@@ -162,19 +166,39 @@ def _examine(
     radius = _radius(dim)
     noise = torch.randn(POINTS, dim).to(place)
     noise = noise[noise.square().sum(-1) <= radius]
-    like = latent[:1]
-    with torch.no_grad():
-        value = _in_chunks(density, (place + noise @ scale.T).to(like)).double()
+    points, like = place + noise @ scale.T, latent[:1]
     log_normal = -0.5 * (noise.square().sum(-1) + dim * math.log(2.0 * math.pi)) - scale.diagonal().log().sum()
-    log_mass = float(torch.logsumexp((value - log_normal).nan_to_num(nan=-math.inf), 0)) - math.log(POINTS)
-
     away = torch.linalg.solve_triangular(scale, (latent.double() - place).T, upper=False).square().sum(0)
     guide_share = float(log_weights.exp()[away <= radius].sum())
-    # the guide's own estimate for the rest of the space, and the one about the mode for the ellipsoid
-    rest = math.exp(min(log_evidence - log_mass, 700.0)) * (1.0 - guide_share)
+
+    def mode(value: Tensor) -> Mode:
+        log_mass = float(torch.logsumexp((value - log_normal).nan_to_num(nan=-math.inf), 0)) - math.log(POINTS)
+        # the guide's own estimate for the rest of the space, and the one about the mode for the ellipsoid
+        rest = math.exp(min(log_evidence - log_mass, 700.0)) * (1.0 - guide_share)
+        return Mode(place.to(like), values, top, 1.0 / (1.0 + max(rest, 0.0)), guide_share)
+
     values = {name: value[0] for name, value in density.constrain(place[None].to(like)).items()}
     top = float(density(place[None].to(like)).detach())
-    return Mode(place.to(like), values, top, 1.0 / (1.0 + max(rest, 0.0)), guide_share)
+    with torch.no_grad():
+        found = mode(_in_chunks(density, points.to(like)).double())
+        if found.missed and like.dtype != torch.float64:
+            # rounding can make a summit of nothing, where a density is the difference of very large numbers
+            exact = _in_double_precision(density, points)
+            found = found if exact is None else mode(exact)
+    return found
+
+
+def _in_double_precision(density: LogDensity, points: Tensor) -> Tensor | None:
+    """The log density by runs of the model in double precision; ``None`` where it cannot be run in it."""
+
+    def cast(leaf: Any) -> Any:
+        return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    args, kwargs = density._arguments(list(map(cast, density.leaves)))
+    with precision(torch.float64), warnings.catch_warnings(), suppress(*FAILURES):
+        warnings.simplefilter("ignore")
+        return _in_chunks(LogDensity(density.model, *args, trace=False, **kwargs), points.double())
+    return None
 
 
 def _newton(evaluate: Evaluate, place: Tensor, frame: Tensor) -> tuple[Tensor, Tensor] | None:
