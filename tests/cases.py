@@ -77,6 +77,7 @@ LAYERS: dict[str, Case] = {
     "affine-diagonal": lambda d, c: Affine(d, dense=False),
     "affine-autoregressive": lambda d, c: AffineAutoregressive(d, c),
     "affine-autoregressive-gated": lambda d, c: AffineAutoregressive(d, c, gated=True),
+    "affine-autoregressive-damped": lambda d, c: AffineAutoregressive(d, c, damped=True),
     "affine-autoregressive-2-layers": lambda d, c: AffineAutoregressive(d, c, (7, 9)),
     "dsf": lambda d, c: NeuralAutoregressive(d, c, (6,), width=5),
     "dsf-elu": lambda d, c: NeuralAutoregressive(d, c, (6,), width=5, activation="ELU"),

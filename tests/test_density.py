@@ -27,7 +27,7 @@ from pyro_flows_vi.density import FitSettings, FlowDensity, ImageDensity
 from pyro_flows_vi.density.scaling import Scaling
 from pyro_flows_vi.infer.interruption import TrainingInterrupted
 from pyro_flows_vi.testing import check_flow
-from pyro_flows_vi.transforms import AffineCoupling
+from pyro_flows_vi.transforms import AffineAutoregressive, AffineCoupling
 from pyro_flows_vi.vae import VAE, FlowPosterior
 
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
@@ -423,31 +423,33 @@ def test_the_cosine_ends_low() -> None:
 # -- couplings beyond the data ---------------------------------------------------------------------------
 
 
-def worst(damped: bool) -> float:
-    """The lowest log density around the data, of couplings with large weights."""
-    made = FlowDensity("realnvp", 2, damped=damped, num_transforms=6).double()
+def worst(flow: str, damped: bool) -> float:
+    """The lowest log density around the data, of a chain with large weights."""
+    made = FlowDensity(flow, 2, damped=damped, num_transforms=6).double()
     testing.randomize(made.flow, 0.3, torch.Generator().manual_seed(1))
     torch.manual_seed(0)
     with torch.no_grad():
         return float(made.log_prob(4.0 * torch.randn(2000, 2, dtype=torch.float64)).min())
 
 
-def test_the_scales_of_a_density_do_not_explode() -> None:
-    assert worst(damped=True) > -1e11
-    assert worst(damped=False) < -1e99
+@pytest.mark.parametrize("flow", ["realnvp", "maf"])
+def test_the_scales_of_a_density_do_not_explode(flow: str) -> None:
+    assert worst(flow, damped=True) > -1e13
+    assert not worst(flow, damped=False) > -1e99, "or NaN"
 
 
-def test_couplings_of_densities_are_damped_unless_told_otherwise(tmp_path: Path) -> None:
+def test_affine_flows_of_densities_are_damped_unless_told_otherwise(tmp_path: Path) -> None:
     def damped(density: FlowDensity) -> set[bool]:
-        return {step.damped for step in density.modules() if isinstance(step, AffineCoupling)}
+        return {step.damped for step in density.modules() if isinstance(step, AffineCoupling | AffineAutoregressive)}
 
-    assert damped(FlowDensity("realnvp", 2)) == {True}
+    for flow in ("realnvp", "maf", "iaf"):
+        assert damped(FlowDensity(flow, 2)) == damped(ImageDensity(flow, (2, 2))) == {True}
+    assert damped(FlowDensity("maf", 2, damped=False)) == {False}
     assert FlowDensity("realnvp").recipe["options"] == {"damped": True}  # which files and records keep
     images = ImageDensity("realnvp", (2, 2))
     assert images.recipe["options"] == {"damped": True, "interleaved": True}
     first = next(step for step in images.modules() if isinstance(step, AffineCoupling))
     assert first.order.tolist() == [0, 2, 1, 3]
-    assert damped(ImageDensity("realnvp", (2, 2))) == {True}
     assert damped(FlowDensity("realnvp", 2, damped=False)) == {False}
     FlowDensity("realnvp", 2, damped=False).save(tmp_path / "density")
     assert damped(FlowDensity.load(tmp_path / "density")) == {False}
@@ -457,3 +459,7 @@ def test_couplings_of_densities_are_damped_unless_told_otherwise(tmp_path: Path)
     torch.nn.init.zeros_(step.net.last.weight)  # type: ignore[arg-type, union-attr]
     expected = 4.0 * math.asinh(math.asinh(30.0) / 4.0)
     assert float(step.forward_and_log_det(torch.zeros(2))[1].detach()) == pytest.approx(expected)
+    other = AffineAutoregressive(2, damped=True)
+    torch.nn.init.constant_(other.net.last.bias, 30.0)  # type: ignore[arg-type, union-attr]
+    torch.nn.init.zeros_(other.net.last.weight)  # type: ignore[arg-type, union-attr]
+    assert float(other.forward_and_log_det(torch.zeros(2))[1].detach()) == pytest.approx(2.0 * expected)

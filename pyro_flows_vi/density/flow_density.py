@@ -40,8 +40,8 @@ class FlowDensity(Scored):
         turn: whether the flow is turned round. By default a named one is, where that makes ``log_prob`` cheap, and a
             flow of your own is used as it is.
         standardise: whether m and s (and those of the context) are measured, or stay 0 and 1.
-        **options: options of the flow, where it is named, such as ``hidden_dims``. The scales of ``"realnvp"`` are
-            ``damped`` unless you say ``damped=False``.
+        **options: options of the flow, where it is named, such as ``hidden_dims``. The scales of ``"realnvp"``,
+            ``"maf"`` and ``"iaf"`` are ``damped`` unless you say ``damped=False``.
 
     Example:
         >>> import torch
@@ -52,9 +52,9 @@ class FlowDensity(Scored):
         (torch.Size([200]), torch.Size([5, 2]))
     """
 
-    #: options of families that a density has unless it is told otherwise: affine couplings whose scales do not explode
-    #: where there are no data, which a likelihood never sees until a test row is there
-    OPTIONS: ClassVar[dict[str, dict[str, Any]]] = {"realnvp": {"damped": True}}
+    #: options of families that a density has unless it is told otherwise: affine maps whose scales do not explode
+    #: where there are no data, which a likelihood never sees until a test row or a draw is there
+    OPTIONS: ClassVar[dict[str, dict[str, Any]]] = {name: {"damped": True} for name in ("realnvp", "maf", "iaf")}
     #: ``kind`` of the files that :meth:`save` writes
     KIND = "density"
 

@@ -63,6 +63,8 @@ class ImageDensity(FlowDensity):
     OPTIONS: ClassVar[dict[str, dict[str, Any]]] = {
         "nice": {"interleaved": True},
         "realnvp": {"damped": True, "interleaved": True},
+        "maf": {"damped": True},
+        "iaf": {"damped": True},
     }
     KIND = "image density"
     discrete = True

@@ -26,7 +26,8 @@ class AffineAutoregressive(Flow):
     with :math:`\log \sigma = \tau(s)`, or in the gated form :math:`\sigma = \operatorname{sigmoid}(\tau(s))` and
     :math:`y_i = \sigma_i x_i + (1 - \sigma_i) \mu_i`. The scale has no bounds:
     :math:`\tau(s) = 4 \operatorname{asinh}(s / 4)` is s for moderate s and grows logarithmically beyond, where an
-    exponential would overflow. ``flow.inv`` is the step of the masked autoregressive flow (MAF).
+    exponential would overflow. Damped, s is replaced by :math:`\operatorname{asinh} s`, as in
+    :class:`~pyro_flows_vi.transforms.AffineCoupling`. ``flow.inv`` is the step of the masked autoregressive flow (MAF).
 
     Forward is one pass of the network. The inverse is sequential in the coordinates, but costs a few passes and not
     D: see :meth:`~pyro_flows_vi.nets.masked.MADE.sequential`.
@@ -39,6 +40,7 @@ class AffineAutoregressive(Flow):
         context_dim: C, or ``None``.
         hidden_dims: widths of the hidden layers; ``(10 * D,)`` by default.
         gated: whether to use the gated form.
+        damped: whether the scale is damped.
     """
 
     fast_inverse = False
@@ -52,22 +54,27 @@ class AffineAutoregressive(Flow):
         context_dim: int | None = None,
         hidden_dims: Sequence[int] | None = None,
         gated: bool = False,
+        damped: bool = False,
     ) -> None:
         super().__init__(input_dim, context_dim)
-        self.gated = gated
+        self.gated, self.damped = gated, damped
         hidden_dims = (10 * input_dim,) if hidden_dims is None else hidden_dims
         init = torch.tensor([0.0, self.gate_bias if gated else 0.0])
         self.net = MADE(input_dim, init, hidden_dims, context_dim)
 
-    def _map(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    def _shift_and_raw(self, params: Tensor) -> tuple[Tensor, Tensor]:
         shift, raw = params.unbind(-2)
+        return shift, temper(raw, 1.0) if self.damped else raw
+
+    def _map(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        shift, raw = self._shift_and_raw(params)
         if not self.gated:
             return scale_shift(x, shift, raw)
         shift, log_scale = _gate(shift, raw)
         return torch.addcmul(shift, x, log_scale.exp()), log_scale
 
     def _inverse_map(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        shift, raw = params.unbind(-2)
+        shift, raw = self._shift_and_raw(params)
         if not self.gated:
             return unscale_unshift(y, shift, raw)
         shift, log_scale = _gate(shift, raw)
@@ -93,7 +100,7 @@ class AffineAutoregressive(Flow):
 
     def extra_repr(self) -> str:
         """The dimensions and the form, for ``repr``."""
-        return f"{super().extra_repr()}, gated={self.gated}"
+        return f"{super().extra_repr()}, gated={self.gated}, damped={self.damped}"
 
 
 def _gate(shift: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
