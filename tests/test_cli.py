@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from pyro_flows_vi import __version__
-from pyro_flows_vi.cli import main
+from pyro_flows_vi.cli import common, main
 from pyro_flows_vi.cli.demo import DEMO_ROWS
 from pyro_flows_vi.vae import load_record
 
@@ -205,3 +205,8 @@ def test_a_tampered_checkpoint(folder: Path) -> None:
     assert "the content was altered" in message and path.name in message
     assert "was altered" in refused("vae", "train", "none", *DIGITS, *TINY, "--out", folder, "--resume")
     assert record.read_bytes() == before
+
+
+def test_settings_are_json_or_constants_of_python_or_text() -> None:
+    found = common.settings(("a=1e-3", "b=[2, 3]", "c=true", "d=True", "e=None", "f=cosine"))
+    assert found == {"a": 1e-3, "b": (2, 3), "c": True, "d": True, "e": None, "f": "cosine"}

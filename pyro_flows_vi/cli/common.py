@@ -26,6 +26,8 @@ __all__ = [
 
 #: the type of an option that names a folder to write to
 FOLDER = click.Path(file_okay=False, path_type=Path)
+#: Python's names of JSON's true, false and null
+CONSTANTS = {"True": True, "False": False, "None": None}
 
 
 class BadInput(click.ClickException):
@@ -107,7 +109,7 @@ def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def settings(assignments: tuple[str, ...]) -> dict[str, Any]:
-    """``name=value`` pairs, with values as JSON where they are JSON and as text otherwise."""
+    """``name=value`` pairs, with values as JSON or Python's constants where they are that, and as text otherwise."""
     found: dict[str, Any] = {}
     for assignment in assignments:
         name, sign, value = assignment.partition("=")
@@ -116,7 +118,7 @@ def settings(assignments: tuple[str, ...]) -> dict[str, Any]:
         try:
             found[name] = json.loads(value)
         except json.JSONDecodeError:
-            found[name] = value
+            found[name] = CONSTANTS.get(value, value)
         if isinstance(found[name], list):
             found[name] = tuple(found[name])
     return found
