@@ -195,13 +195,21 @@ def test_rounding_makes_no_mass_that_a_guide_lacks() -> None:
     assert missed_shares(density, AtZero(), [away]) == [0.0]
 
 
-def test_a_model_of_one_precision_is_judged_in_it() -> None:
-    """Where its constants do not go with numbers in double precision."""
+@pytest.mark.parametrize("kind", ["single only", "refuses", "counts", "regression"])
+def test_a_mode_is_missed_in_either_precision(kind: str) -> None:
+    """Also where the model runs in one only, and where rounding moves the whole density by many nats."""
     weight = torch.ones(1, 1)
 
-    def single() -> None:
+    def two(weights: Tensor, counts: Tensor) -> None:
         x = pyro.sample("x", dist.Normal(torch.zeros(1, dtype=torch.float32), 100.0).to_event(1))
-        pyro.factor("f", -0.5 * ((weight @ x).abs() - 30.0).square().sum())
+        if kind == "refuses":
+            assert x.dtype == torch.float32
+        if kind == "counts":
+            pyro.sample(
+                "y", dist.Poisson(torch.full((), 1e6, dtype=x.dtype)).expand([len(counts)]).to_event(1), obs=counts
+            )
+        place = (weight if kind == "single only" else weights if kind == "regression" else torch.ones_like(x)[None]) @ x
+        pyro.factor("f", -0.5 * (place.abs() - 30.0).square().sum())
 
     class AtOne:
         def rsample_and_log_prob(self, count: int) -> tuple[Tensor, Tensor]:
@@ -209,7 +217,9 @@ def test_a_model_of_one_precision_is_judged_in_it() -> None:
             return z, dist.Normal(30.0, 1.0).log_prob(z)[:, 0]
 
     other = GaussianFit(torch.tensor([-30.0]), torch.tensor([1.0]), 0.0, 0.1, 9, True)
-    assert missed_shares(LogDensity(single), AtOne(), [other]) == [pytest.approx(0.5, abs=0.03)]
+    torch.manual_seed(0)
+    density = LogDensity(two, torch.ones(1, 1), torch.poisson(torch.full((100,), 1e6)))
+    assert missed_shares(density, AtOne(), [other]) == [pytest.approx(0.5, abs=0.03)]
 
 
 def test_a_look_at_other_gaussians_leaves_the_generator_alone() -> None:

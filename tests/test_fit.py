@@ -28,6 +28,7 @@ from pyro_flows_vi.infer._particles import particle_elbo
 from pyro_flows_vi.infer.interruption import Interruption, TrainingInterrupted
 from pyro_flows_vi.infer.objectives import Estimate, FlowGuide, Target
 from pyro_flows_vi.infer.problems import FlowProblem, PyroProblem
+from pyro_flows_vi.infer.training import Training
 
 X = torch.tensor([[1.0, 0.5], [1.0, -1.0], [1.0, 2.0], [1.0, 0.3], [1.0, -0.4]])
 Y = torch.tensor([1.2, -0.8, 3.1, 0.9, 0.1])
@@ -316,7 +317,21 @@ def test_a_fit_whose_cooldown_shows_that_noise_was_the_obstacle_has_another(tmp_
     interrupted = Interrupting(**rule, at=short.steps + 1)
     again = small_fit(make_guide(), plateau=interrupted, **{**options, "checkpoint": None})
     assert again.converged and again.stop_reason == "interrupted", "its criterion was met before"
-    assert again.kept in ("best", "average") and again.elbo > short.elbo - 2.0 * short.elbo_se
+    assert again.kept in ("best", "earlier", "average") and again.elbo > short.elbo - 2.0 * short.elbo_se
+
+
+def test_the_end_of_an_earlier_cooldown_is_a_candidate() -> None:
+    guide = make_guide()
+    small_fit(guide, 60, learning_rate=0.05)
+    training = Training(FlowProblem(guide, LogDensity(regression, X, Y), PathELBO(), 16, None))
+    training.configure(None, None, None, 10.0, Plateau(), 10, 5)
+    training.earlier = training._copy()
+    with torch.no_grad():
+        for parameter, value in zip(training.parameters, training.start, strict=True):
+            value.copy_(parameter.add_(1.0))
+    training.best = training.start
+    assert training.keep_the_best()[0] == "earlier"
+    assert all(map(torch.equal, training.parameters, training.earlier))
 
 
 def test_a_schedule_of_ones_own_has_no_other_cooldown() -> None:

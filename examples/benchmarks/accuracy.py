@@ -178,7 +178,9 @@ def of_method(method: str, found: dict[str, list[dict[str, Any]]]) -> list[str]:
     passed = (
         f"{title} within {most}: {sum(worst_of(found[n], key) <= most for n in names)}" for title, key, most in bounds
     )
-    seconds = [max(r["seconds"] for r in found[n]) for n in names if all("failed" not in r for r in found[n])]
+    seconds = [max(r["seconds"] for r in found[n]) for n in names if all("failed" not in r for r in found[n])] or [
+        math.nan
+    ]
     return [*lines, "", f"Of {len(names)}: {', '.join(passed)}. Median seconds: {statistics.median(seconds):.0f}.", ""]
 
 

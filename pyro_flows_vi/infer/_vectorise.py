@@ -34,7 +34,7 @@ EXACT = 40.0
 
 #: what repeats values
 _EXPANDS = {torch.Tensor.expand, torch.Tensor.expand_as, torch.broadcast_to}
-#: pointwise functions, and the operators that are no such functions: of repeated values they make repeated ones
+#: pointwise functions, and operators that are functions of their own: of repeated values they make repeated ones
 _POINTWISE = {
     torch.abs, torch.add, torch.digamma, torch.div, torch.exp, torch.expm1, torch.lgamma, torch.log, torch.log1p,
     torch.mul, torch.neg, torch.pow, torch.reciprocal, torch.rsqrt, torch.sigmoid, torch.sqrt, torch.square, torch.sub,
@@ -69,8 +69,8 @@ class ParticleMap:
     """Runs functions of one particle for ``(n, D)`` particles.
 
     The functions are run under ``torch.func.vmap``, at first with those operations said anew that vmap does not know
-    (a write by a mask, a Cholesky factorisation that may fail for some particles only: NaN there). Where they come
-    with a gradient of ``torch.func``, functions of repeated values, such as the logarithm of one scale for all rows of
+    (a write by a mask, a Cholesky factorisation that may fail for some particles only: NaN there). Under
+    ``torch.func.grad``, functions of repeated values, such as the logarithm of one scale for all rows of
     the data, are computed once for each particle. If that fails, they are computed as they are, and the fresh tensors
     that a model writes its results into get a value for each particle; and if that fails, the functions run once per
     particle, with one warning.

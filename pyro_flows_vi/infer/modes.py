@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,6 @@ from pyro.infer.autoguide import init_to_median, init_to_sample, init_to_uniform
 from torch import Tensor
 
 from pyro_flows_vi.infer._climb import Evaluate, climb, in_double
-from pyro_flows_vi.infer._vectorise import FAILURES
 from pyro_flows_vi.infer.gaussian import GaussianFit
 from pyro_flows_vi.infer.importance import Draws
 from pyro_flows_vi.infer.log_density import LogDensity
@@ -77,8 +75,8 @@ def find_modes(density: LogDensity, draws: Draws, log_weights: Tensor, log_evide
         log_evidence: the logarithm of their mean weight.
 
     Returns:
-        the modes, most massive first; empty where no climb arrived. Costs some thousand gradients, and 2 D for
-        each Hessian.
+        the modes, most massive first; empty where no climb arrived. Costs some thousand gradients, 2 D for each
+        Hessian, and for each mode that seems to be missed some thousand evaluations in double precision.
     """
     assert draws.latent is not None
     latent = draws.latent
@@ -105,7 +103,8 @@ def find_modes(density: LogDensity, draws: Draws, log_weights: Tensor, log_evide
 def missed_shares(density: LogDensity, guide: Any, gaussians: Sequence[GaussianFit]) -> list[float]:
     """The part of the posterior about each of some Gaussians that a guide does not have: 0 where it has enough of it.
 
-    Costs some thousand evaluations and draws, and no gradient.
+    Costs some thousand evaluations and draws, and no gradient; for each region that seems to be missed, some thousand
+    runs in double precision on top.
     """
     with torch.no_grad():
         latent, log_q = guide.rsample_and_log_prob(2 * POINTS)
@@ -169,10 +168,10 @@ def _examine(
     points, like = place + noise @ scale.T, latent[:1]
     log_normal = -0.5 * (noise.square().sum(-1) + dim * math.log(2.0 * math.pi)) - scale.diagonal().log().sum()
     away = torch.linalg.solve_triangular(scale, (latent.double() - place).T, upper=False).square().sum(0)
-    guide_share = float(log_weights.exp()[away <= radius].sum())
 
-    def mode(value: Tensor) -> Mode:
+    def mode(value: Tensor, log_weights: Tensor, log_evidence: float) -> Mode:
         log_mass = float(torch.logsumexp((value - log_normal).nan_to_num(nan=-math.inf), 0)) - math.log(POINTS)
+        guide_share = float(log_weights.exp()[away[: len(log_weights)] <= radius].sum())
         # the guide's own estimate for the rest of the space, and the one about the mode for the ellipsoid
         rest = math.exp(min(log_evidence - log_mass, 700.0)) * (1.0 - guide_share)
         return Mode(place.to(like), values, top, 1.0 / (1.0 + max(rest, 0.0)), guide_share)
@@ -180,12 +179,20 @@ def _examine(
     values = {name: value[0] for name, value in density.constrain(place[None].to(like)).items()}
     top = float(density(place[None].to(like)).detach())
     with torch.no_grad():
-        found = mode(_in_chunks(density, points.to(like)).double())
-        if found.missed and like.dtype != torch.float64:
-            # rounding can make a summit of nothing, where a density is the difference of very large numbers
-            exact = _in_double_precision(density, points)
-            found = found if exact is None else mode(exact)
-    return found
+        found = mode(_in_chunks(density, points.to(like)).double(), log_weights, log_evidence)
+        if not found.missed or like.dtype == torch.float64:
+            return found
+        # Rounding can make a summit of nothing, where a density is the difference of very large numbers. It can also
+        # move the whole density, so that the guide's weights are to be computed anew as well.
+        some = latent[:POINTS]
+        exact = _in_double_precision(density, torch.cat([points, some.double()]))
+        if exact is None:
+            return found
+        value, own = exact.split([len(points), len(some)])
+        before = log_weights[: len(some)]
+        after = (before + own - _in_chunks(density, some).double()).nan_to_num(nan=-math.inf, posinf=-math.inf)
+        total = after.logsumexp(0)
+        return mode(value, after - total, log_evidence + float(total - before.logsumexp(0)))
 
 
 def _in_double_precision(density: LogDensity, points: Tensor) -> Tensor | None:
@@ -194,11 +201,13 @@ def _in_double_precision(density: LogDensity, points: Tensor) -> Tensor | None:
     def cast(leaf: Any) -> Any:
         return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
-    args, kwargs = density._arguments(list(map(cast, density.leaves)))
-    with precision(torch.float64), warnings.catch_warnings(), suppress(*FAILURES):
+    with precision(torch.float64), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _in_chunks(LogDensity(density.model, *args, trace=False, **kwargs), points.double())
-    return None
+        try:
+            args, kwargs = density._arguments(list(map(cast, density.leaves)))
+            return _in_chunks(LogDensity(density.model, *args, trace=False, **kwargs), points)
+        except Exception:  # a user's code may say in any way that it is for single precision only
+            return None
 
 
 def _newton(evaluate: Evaluate, place: Tensor, frame: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -30,9 +30,9 @@ class Plateau:
     Where the number of steps is limited, the cooldown begins early enough to end with them; where more than one window
     was missing to a plateau, that is no convergence.
 
-    If the cooldown raised the ELBO by more than it still falls short of the importance-weighted bound, and that is more
-    than ``gap`` nats, the noise was what kept from the optimum more than the guide: :meth:`again` then begins another
-    cooldown, from steps of the full size and twice as long as all steps before it.
+    If the cooldown raised the ELBO by more than it still falls short of the importance-weighted bound, and this
+    shortfall is more than ``gap`` nats, the noise, more than the guide, kept the fit from the optimum: :meth:`again`
+    then begins another cooldown, from steps of the full size and twice as long as all steps before it.
 
     Source: Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations (Hägele et al., 2024),
     arXiv:2405.18392, for a constant step size with a cooldown.
@@ -146,7 +146,7 @@ class Plateau:
         """Call off a cooldown that the number of steps had begun, if there are more of them now."""
         if self.hurried and remaining > self.left:
             self.total = self.left = 0
-            self.cooldowns -= 1
+            self.cooldowns = max(self.cooldowns - 1, 0)
             self.hurried = False
 
     def expected_steps(self) -> int:

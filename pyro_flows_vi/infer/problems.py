@@ -127,7 +127,7 @@ class FlowProblem:
         return torch.cat(parts)
 
     def gap(self) -> float:
-        """Of as many draws; infinite or NaN where one has no density."""
+        """Of 8192 draws; infinite or NaN where a draw has no density."""
         tempered = self.tempering is not None and self.tempering(1.0) != 1.0
         if tempered or not isinstance(self.objective, ELBO | PathELBO):
             return 0.0

@@ -21,8 +21,8 @@ class FitResult:
         restart_elbos: the ELBOs at which the Gaussian stage arrived from each of its starts.
         restart_missed: where the best start is better than all others by a nat and more, the part of the posterior
             about the Gaussian of each that the guide does not have: all zero if the others are of no account.
-        kept: which parameters the guide holds: ``"start"``, ``"last"``, ``"average"``, or ``"best"`` of a fit that did
-            not converge, or had another cooldown.
+        kept: which parameters the guide holds: ``"start"``, ``"last"``, ``"average"``, ``"best"`` of a fit that did not
+            come to its end, or ``"earlier"``, where another cooldown brought nothing.
         history: curves by name: ``step``, ``elbo``, ``elbo_se`` and ``learning_rate`` of every window.
         seconds: wall time.
         settings: what the fit was called with.

@@ -59,6 +59,7 @@ class Training:
         self.start = self._copy()
         self.best = self._copy()
         self.average = self._copy()
+        self.earlier: list[Tensor] = []  # the end of an earlier cooldown
         self.driver = Driver(self, compile)
 
     def advance(self, until: int) -> str:
@@ -102,7 +103,7 @@ class Training:
 
     @property
     def converged(self) -> bool:
-        """Whether its criterion was met, and there may have been more steps since then."""
+        """Whether its criterion was met, even if more steps followed."""
         return self.schedule is None and self.plateau.converged
 
     def expected_steps(self) -> int:
@@ -138,7 +139,7 @@ class Training:
         with self._generators_kept():
             goes_on = self.plateau.again(lambda: self.ranks.from_first(self.problem.gap), remaining)
         if goes_on:
-            self.best = self._copy()
+            self.best, self.earlier = self._copy(), self._copy()
         return goes_on
 
     def _is_tempering(self) -> bool:
@@ -149,8 +150,10 @@ class Training:
     def keep_the_best(self) -> tuple[str, float, float]:
         """Compare the candidates on the same draws, leave the best in place; its name, ELBO and standard error."""
         candidates = {"last": self._copy(), "start": self.start}
-        if not self.over or self.plateau.cooldowns > 1:  # the end may be that of a bad stretch
+        if not self.over:  # the end may be that of a bad stretch
             candidates["best"] = self.best
+        if self.earlier:
+            candidates["earlier"] = self.earlier
         if self.averaged:
             candidates["average"] = self.average
         results: dict[str, tuple[float, float]] = {}
@@ -191,6 +194,7 @@ class Training:
             "start": self.start,
             "best": self.best,
             "average": self.average,
+            "earlier": self.earlier,
             "optimizer": self.optimizer.state_dict(),
             "plateau": self.plateau.state(),
             "history": self.history,
@@ -207,9 +211,9 @@ class Training:
         if state["module"] is not None:
             self.problem.guide.load_state_dict(state["module"])  # type: ignore[attr-defined]
         self._restore(state["parameters"])
-        self.start, self.best, self.average = (
-            [value.to(p.device) for value, p in zip(state[name], self.parameters, strict=True)]
-            for name in ("start", "best", "average")
+        self.start, self.best, self.average, self.earlier = (
+            [value.to(p.device) for value, p in zip(state[name], self.parameters, strict=bool(state[name]))]
+            for name in ("start", "best", "average", "earlier")
         )
         self.optimizer.load_state_dict(state["optimizer"])
         self.plateau = Plateau(**state["plateau"])
