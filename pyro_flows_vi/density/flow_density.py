@@ -52,8 +52,8 @@ class FlowDensity(Scored):
         (torch.Size([200]), torch.Size([5, 2]))
     """
 
-    #: options of families that a density has unless it is told otherwise: affine maps whose scales do not explode
-    #: where there are no data, which a likelihood never sees until a test row or a draw is there
+    #: options of families that a density has unless it is told otherwise: affine maps whose scales explode less where
+    #: there are no data, which a likelihood never sees until a test row is there
     OPTIONS: ClassVar[dict[str, dict[str, Any]]] = {name: {"damped": True} for name in ("realnvp", "maf", "iaf")}
     #: ``kind`` of the files that :meth:`save` writes
     KIND = "density"
