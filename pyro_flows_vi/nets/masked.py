@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from pyro_flows_vi.nets.dense import check_widths
-from pyro_flows_vi.numerics.tracing import is_traced
+from pyro_flows_vi.numerics.tracing import is_traced, is_transformed
 
 __all__ = ["MADE"]
 
@@ -42,7 +42,7 @@ class MADE(nn.Module):
             starts small).
         hidden_dims: widths of the hidden layers, at least one.
         context_dim: C, or ``None``.
-        activation: the elementwise map between the layers, which may write into its argument.
+        activation: the elementwise map between the layers, which may write into its argument; by default the rectifier.
 
     Shapes: ``net(x, context)`` maps ``(*batch, D)`` to ``(*batch, P, D)``.
 
@@ -59,12 +59,12 @@ class MADE(nn.Module):
         init: Tensor,
         hidden_dims: Sequence[int],
         context_dim: int | None = None,
-        activation: Callable[[Tensor], Tensor] = torch.relu_,
+        activation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if len(check_widths(hidden_dims)) == 0:
             raise ValueError("expected hidden_dims to be at least one positive width, got none")
-        self.input_dim, self.num_params, self.activation = input_dim, len(init), activation
+        self.input_dim, self.num_params, self.activation = input_dim, len(init), activation or _rectify
         lowest = 1 if context_dim is None else 0
         degrees = [torch.arange(1, input_dim + 1)]
         if lowest < input_dim:  # otherwise a single coordinate without a context: its parameters are constants
@@ -170,6 +170,11 @@ class MADE(nn.Module):
             found = [*units, number]
             known = [torch.cat(pair, dim=-1) for pair in zip(known, found, strict=True)] if known else found
         return known[0].view(*batch, -1), known[-1]
+
+
+def _rectify(x: Tensor) -> Tensor:
+    """In place, since nothing else needs the argument; TorchScript's tracer does not take that."""
+    return torch.relu(x) if is_transformed() else torch.relu_(x)
 
 
 def _strips(mask: Tensor, size: int) -> list[tuple[int, int]]:
