@@ -348,15 +348,15 @@ def test_another_cooldown_is_for_the_elbo_of_a_flow_only() -> None:
     guide = make_guide().setup(X, Y)
 
     def gap(objective: Any, tempering: Any = None) -> float:
+        torch.manual_seed(0)
         return FlowProblem(guide, log_density, objective, 64, tempering).gap()
 
     mean, covariance, evidence = posterior()
+    guide.affine.reframe((mean + 0.05).float(), 1.1 * torch.linalg.cholesky(covariance).float())  # a little off
     torch.manual_seed(0)
-    with torch.no_grad():  # a guide that is a little off the posterior
-        guide.affine.reframe((mean + 0.05).float(), 1.1 * torch.linalg.cholesky(covariance).float())
-        weights = FlowProblem(guide, log_density, None, 64, None).log_weights()
-    assert gap(PathELBO()) == pytest.approx(evidence - float(weights.mean()), abs=0.05) and gap(PathELBO()) > 0.05
-    assert gap(ELBO(), linear_tempering()) == pytest.approx(gap(PathELBO()), abs=0.05)
+    weights = FlowProblem(guide, log_density, None, 64, None).log_weights()
+    assert gap(PathELBO()) == pytest.approx(evidence - float(weights.mean()), abs=0.03) and gap(PathELBO()) > 0.05
+    assert gap(ELBO(), linear_tempering()) == gap(PathELBO())
     assert gap(Renyi(0.5)) == gap(PathELBO(), lambda fraction: 0.5) == 0.0
     assert PyroProblem(regression, AutoNormal(regression), (X, Y), {}, 1).gap() == 0.0
 
