@@ -160,6 +160,18 @@ def moving_bounds(low: Tensor) -> None:
     pyro.sample("c", dist.Pareto(b, 3.0))
 
 
+def right_graph(model: Model, y: Tensor, latent: Tensor) -> torch.fx.Graph:
+    """The graph of a log density, whose value and gradient are those of Pyro's potential."""
+    log_density = LogDensity(model, y)
+    expected, gradient = potential(model, y, latent, log_density)
+    value, score = log_density.value_and_score(latent)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(score, gradient)
+    graph = log_density._graph(latent)[0]
+    assert isinstance(graph, torch.fx.GraphModule)
+    return graph.graph
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_bernoulli_likelihood_is_two_kernels_each_way_and_right_at_any_logit(dtype: torch.dtype) -> None:
     y = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, 0.0], dtype=dtype)
@@ -169,15 +181,9 @@ def test_a_bernoulli_likelihood_is_two_kernels_each_way_and_right_at_any_logit(d
         with pyro.plate("rows", 6):
             pyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
 
-    log_density = LogDensity(model, y)
     latent = torch.tensor([[0.3, -2.0, 39.0, 41.0, -500.0, -60.0], [-1.0, 700.0, -0.01, -35.0, 2.0, 3.0]], dtype=dtype)
-    expected, gradient = potential(model, y, latent, log_density)
-    value, score = log_density.value_and_score(latent)
-    torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(score, gradient)
-    graph = log_density._graph(latent)[0]
-    assert isinstance(graph, torch.fx.GraphModule)
-    names = [str(node.target) for node in graph.graph.nodes]
+    nodes = right_graph(model, y, latent).nodes
+    names = [str(node.target) for node in nodes]
     assert names.count("aten.softplus.default") == names.count("aten.softplus_backward.default") == 1
     assert not any("exp" in name and "expand" not in name for name in names)
 
@@ -191,17 +197,9 @@ def test_functions_of_a_repeated_scale_are_computed_once() -> None:
         with pyro.plate("rows", 7):
             pyro.sample("y", dist.Normal(slope * torch.arange(7.0), scale), obs=y)
 
-    log_density = LogDensity(model, y)
     latent = torch.tensor([[0.3, -2.0], [-1.0, 0.7], [2.0, 0.1]])
-    expected, gradient = potential(model, y, latent, log_density)
-    value, score = log_density.value_and_score(latent)
-    torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(score, gradient)
-    graph = log_density._graph(latent)[0]
-    assert isinstance(graph, torch.fx.GraphModule)
-    functions = [
-        n for n in graph.graph.nodes if n.target in (torch.ops.aten.log.default, torch.ops.aten.pow.Tensor_Scalar)
-    ]
+    nodes = right_graph(model, y, latent).nodes
+    functions = [n for n in nodes if n.target in (torch.ops.aten.log.default, torch.ops.aten.pow.Tensor_Scalar)]
     wide = [node for node in functions if node.meta["val"].numel() > 3]
     assert len(functions) > 4 and len(wide) == 2, "the rows' errors are squared, and the slope of that is taken"
 

@@ -61,10 +61,9 @@ class ImageDensity(FlowDensity):
     """
 
     OPTIONS: ClassVar[dict[str, dict[str, Any]]] = {
+        **FlowDensity.OPTIONS,
         "nice": {"interleaved": True},
-        "realnvp": {"damped": True, "interleaved": True},
-        "maf": {"damped": True},
-        "iaf": {"damped": True},
+        "realnvp": {**FlowDensity.OPTIONS["realnvp"], "interleaved": True},
     }
     KIND = "image density"
     discrete = True

@@ -24,6 +24,11 @@ ROUNDS = 16
 STRIPS, LEAST, POINTS = 4, 2**18, 64
 
 
+def _rectify(x: Tensor) -> Tensor:
+    """In place, since nothing else needs the argument; TorchScript's tracer does not take that."""
+    return torch.relu(x) if is_transformed() else torch.relu_(x)
+
+
 class MADE(nn.Module):
     r"""Masked autoencoder: P parameters for each coordinate i, as a function of :math:`x_1, \dots, x_{i-1}`.
 
@@ -59,12 +64,12 @@ class MADE(nn.Module):
         init: Tensor,
         hidden_dims: Sequence[int],
         context_dim: int | None = None,
-        activation: Callable[[Tensor], Tensor] | None = None,
+        activation: Callable[[Tensor], Tensor] = _rectify,
     ) -> None:
         super().__init__()
         if len(check_widths(hidden_dims)) == 0:
             raise ValueError("expected hidden_dims to be at least one positive width, got none")
-        self.input_dim, self.num_params, self.activation = input_dim, len(init), activation or _rectify
+        self.input_dim, self.num_params, self.activation = input_dim, len(init), activation
         lowest = 1 if context_dim is None else 0
         degrees = [torch.arange(1, input_dim + 1)]
         if lowest < input_dim:  # otherwise a single coordinate without a context: its parameters are constants
@@ -170,11 +175,6 @@ class MADE(nn.Module):
             found = [*units, number]
             known = [torch.cat(pair, dim=-1) for pair in zip(known, found, strict=True)] if known else found
         return known[0].view(*batch, -1), known[-1]
-
-
-def _rectify(x: Tensor) -> Tensor:
-    """In place, since nothing else needs the argument; TorchScript's tracer does not take that."""
-    return torch.relu(x) if is_transformed() else torch.relu_(x)
 
 
 def _strips(mask: Tensor, size: int) -> list[tuple[int, int]]:
