@@ -85,7 +85,9 @@ class ImageResidual(Multiscale):
         hidden_channels: channels of the hidden layers; the paper has 512.
         lipschitz: the bound of each step, in (0, 1).
         norm: ``"spectral"``, ``"inf"`` or ``"one"``.
-        log_det: ``"auto"``, ``"exact"``, ``"series"`` or ``"roulette"``.
+        log_det, num_terms, num_probes, tail, rate, eval_probes, tolerance: as for ``Residual``. Nearly all of a training
+            step are the terms of the series: the default tail has 36 on average and a variance that is certainly finite,
+            ``tail="poisson"`` six.
 
     Raises:
         ValueError: for a shape of another size, levels that cannot be squeezed, or an option out of its range.
@@ -102,6 +104,12 @@ class ImageResidual(Multiscale):
         lipschitz: float = 0.97,
         norm: str = "spectral",
         log_det: str = "auto",
+        num_terms: int | None = None,
+        num_probes: int = 1,
+        tail: str = "geometric",
+        rate: float | None = None,
+        eval_probes: int = 16,
+        tolerance: float = 1e-3,
     ) -> None:
         positive("num_transforms", num_transforms)
         sizes = shape_of(input_dim, shape)
@@ -109,6 +117,19 @@ class ImageResidual(Multiscale):
         for start, size in squeezed_levels(sizes, num_levels(sizes, levels)):
             chains.append([*start])
             for _ in range(num_transforms):
-                step = ConvResidual(size, context_dim, hidden_channels, lipschitz=lipschitz, norm=norm, log_det=log_det)
+                step = ConvResidual(
+                    size,
+                    context_dim,
+                    hidden_channels,
+                    lipschitz=lipschitz,
+                    norm=norm,
+                    log_det=log_det,
+                    num_terms=num_terms,
+                    num_probes=num_probes,
+                    tail=tail,
+                    rate=rate,
+                    eval_probes=eval_probes,
+                    tolerance=tolerance,
+                )
                 chains[-1] += [PerPixel(ActNorm(size[0]), size), step]
         super().__init__(sizes, chains)
