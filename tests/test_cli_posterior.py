@@ -16,7 +16,7 @@ from pyro_flows_vi.cli import main
 from pyro_flows_vi.cli._arguments import bind, load_function, read_data, read_function
 from pyro_flows_vi.cli.posterior import fit_settings
 from pyro_flows_vi.infer import load_checkpoint
-from pyro_flows_vi.numerics.precision import precision
+from pyro_flows_vi.numerics.new_tensors import precision
 
 MODEL = """
 import pyro

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import gc
-import math
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import nflows.flows
 import nflows.transforms as nflows_transforms
 import normflows
 import pyro.distributions as dist
@@ -18,6 +18,7 @@ import pyro.distributions.transforms as pyro_transforms
 import torch
 import zuko
 from measure import RECORDS, beside_peers, clock_for, write_record
+from nflows.distributions.normal import StandardNormal
 from pyro.nn import AutoRegressiveNN, DenseNN
 from torch import Tensor, nn
 
@@ -48,17 +49,22 @@ def as_transforms(steps: Sequence[Any], dim: int) -> Competitor:
     return nn.ModuleList(steps), lambda x: dist.TransformedDistribution(base, chain).log_prob(x)
 
 
-def as_calls(steps: Sequence[nn.Module]) -> Competitor:
-    """Steps that take data to ``(z, log_det)`` when called, in the shortest loop; nothing is validated."""
+def as_nflows(steps: Sequence[nn.Module], dim: int) -> Competitor:
+    """The density of nflows, which takes data through its transforms forwards."""
+    reverse = nflows_transforms.ReversePermutation(dim)
+    chain = [part for step in steps for part in (step, reverse)][:-1]
+    density = nflows.flows.Flow(nflows_transforms.CompositeTransform(chain), StandardNormal([dim]))
+    return density, density.log_prob
 
-    def log_prob(x: Tensor) -> Tensor:
-        total: Any = -0.5 * math.log(2.0 * math.pi) * x.shape[-1]
-        for k, step in enumerate(steps):
-            x, log_det = step(x.flip(-1) if k else x)
-            total = total + log_det
-        return total - 0.5 * x.square().sum(-1)
 
-    return nn.ModuleList(steps), log_prob
+def as_normflows(steps: Sequence[nn.Module], dim: int, turn: bool = True) -> Competitor:
+    """The density of normflows, which takes data through its flows backwards: those whose cheap direction is forwards
+    are turned, by a class of its own."""
+    if turn:
+        steps = [normflows.flows.Reverse(step) for step in steps]
+    chain = [part for step in steps for part in (step, normflows.flows.Permute(dim, mode="swap"))][:-1]
+    density = normflows.NormalizingFlow(normflows.distributions.DiagGaussian(dim, trainable=False), chain)
+    return density, density.log_prob
 
 
 def as_ours(steps: Sequence[Flow], dim: int, turn: bool = True) -> dict[str, Competitor]:
@@ -72,6 +78,18 @@ def as_ours(steps: Sequence[Flow], dim: int, turn: bool = True) -> dict[str, Com
 
 def as_zuko(flow: nn.Module) -> Competitor:
     return flow, lambda x: flow().log_prob(x)
+
+
+def coupled_zuko(dim: int, **settings: Any) -> Competitor:
+    """The density of zuko with couplings of the first half, whose ready-made flows take every other coordinate."""
+    steps = repeated(zuko.flows.GeneralCouplingTransform, dim, mask=torch.arange(dim) < dim // 2, **settings)
+    reverse = zuko.lazy.UnconditionalTransform(
+        zuko.transforms.PermutationTransform, torch.arange(dim).flip(0), buffer=True
+    )
+    base = zuko.lazy.UnconditionalDistribution(
+        zuko.distributions.DiagNormal, torch.zeros(dim), torch.ones(dim), buffer=True
+    )
+    return as_zuko(zuko.flows.Flow([part for step in steps for part in (step, reverse)][:-1], base))
 
 
 def repeated(make: Callable[..., Any], *args: Any, **options: Any) -> list[Any]:
@@ -94,8 +112,8 @@ def maf(dim: int) -> dict[str, Competitor]:
         **as_ours([step.inv for step in repeated(ours.AffineAutoregressive, dim, hidden_dims=(h, h))], dim),
         "Pyro": as_transforms(pyro_steps, dim),
         "zuko": as_zuko(zuko.flows.MAF(dim, transforms=STEPS, hidden_features=(h, h))),
-        "nflows": as_calls(repeated(nflows_transforms.MaskedAffineAutoregressiveTransform, dim, h, **options)),
-        "normflows": as_calls([with_rectifier(step) for step in masked]),
+        "nflows": as_nflows(repeated(nflows_transforms.MaskedAffineAutoregressiveTransform, dim, h, **options), dim),
+        "normflows": as_normflows([with_rectifier(step) for step in masked], dim),
     }
 
 
@@ -116,8 +134,8 @@ def nsf_autoregressive(dim: int) -> dict[str, Competitor]:
         **as_ours([step.inv for step in steps], dim),
         "Pyro": as_transforms(repeated(pyro_step), dim),
         "zuko": as_zuko(zuko.flows.NSF(dim, bins=BINS, transforms=STEPS, hidden_features=(h, h))),
-        "nflows": as_calls(repeated(masked, dim, h, **options)),
-        "normflows": as_calls([with_rectifier(step) for step in spline]),
+        "nflows": as_nflows(repeated(masked, dim, h, **options), dim),
+        "normflows": as_normflows([with_rectifier(step) for step in spline], dim),
     }
 
 
@@ -126,17 +144,6 @@ class Dense(MLP):
 
     def forward(self, x: Tensor, context: None = None) -> Tensor:
         return super().forward(x)
-
-
-class Lazy(nn.Module):
-    """A transform of zuko that is called with points."""
-
-    def __init__(self, lazy: nn.Module) -> None:
-        super().__init__()
-        self.lazy = lazy
-
-    def forward(self, x: Tensor) -> Any:
-        return self.lazy().call_and_ladj(x)
 
 
 def realnvp(dim: int) -> dict[str, Competitor]:
@@ -149,15 +156,14 @@ def realnvp(dim: int) -> dict[str, Competitor]:
         dense = DenseNN(half, [h, h], [dim - half, dim - half], nonlinearity=nn.SiLU())
         return pyro_transforms.AffineCoupling(half, dense)
 
-    lazy = zuko.flows.coupling.GeneralCouplingTransform
     mask = torch.arange(dim) >= half
-    settings = {"hidden_features": (h, h), "activation": nn.SiLU, "mask": ~mask}
+    blocks = [normflows.flows.AffineCouplingBlock(net(half, 2 * (dim - half))) for _ in range(STEPS)]
     return {
         **as_ours([ours.AffineCoupling(dim, hidden_dims=(h, h), step=k) for k in range(STEPS)], dim, turn=False),
         "Pyro": as_transforms(repeated(pyro_step), dim),
-        "zuko": as_calls([Lazy(step) for step in repeated(lazy, dim, **settings)]),
-        "nflows": as_calls(repeated(nflows_transforms.AffineCouplingTransform, mask, net)),
-        "normflows": as_calls([normflows.flows.AffineCouplingBlock(net(half, 2 * (dim - half))) for _ in range(STEPS)]),
+        "zuko": coupled_zuko(dim, hidden_features=(h, h), activation=nn.SiLU),
+        "nflows": as_nflows(repeated(nflows_transforms.AffineCouplingTransform, mask, net), dim),
+        "normflows": as_normflows(blocks, dim, turn=False),
     }
 
 
@@ -172,9 +178,7 @@ def nsf_coupling(dim: int) -> dict[str, Competitor]:
         dense = DenseNN(half, [h, h], sizes, nonlinearity=nn.SiLU())
         return pyro_transforms.SplineCoupling(dim, half, dense, BINS, BOUND, order="quadratic", identity=True)
 
-    lazy = zuko.flows.coupling.GeneralCouplingTransform
     mask = torch.arange(dim) >= half
-    settings = {"hidden_features": (h, h), "activation": nn.SiLU, "mask": ~mask}
     spline = {"univariate": zuko.transforms.MonotonicRQSTransform, "shapes": [(BINS,), (BINS,), (BINS - 1,)]}
     options = {"num_bins": BINS, "tails": "linear", "tail_bound": BOUND}
     other = normflows.flows.neural_spline.coupling.PiecewiseRationalQuadraticCoupling
@@ -182,11 +186,11 @@ def nsf_coupling(dim: int) -> dict[str, Competitor]:
     return {
         **as_ours(steps, dim, turn=False),
         "Pyro": as_transforms(repeated(pyro_step), dim),
-        "zuko": as_calls([Lazy(step) for step in repeated(lazy, dim, **settings, **spline)]),
-        "nflows": as_calls(
-            repeated(nflows_transforms.PiecewiseRationalQuadraticCouplingTransform, mask, net, **options)
+        "zuko": coupled_zuko(dim, hidden_features=(h, h), activation=nn.SiLU, **spline),
+        "nflows": as_nflows(
+            repeated(nflows_transforms.PiecewiseRationalQuadraticCouplingTransform, mask, net, **options), dim
         ),
-        "normflows": as_calls(repeated(other, mask, net, **options)),
+        "normflows": as_normflows(repeated(other, mask, net, **options), dim),
     }
 
 

@@ -23,7 +23,7 @@ from pyro_flows_vi.infer.checkpoint import differences
 from pyro_flows_vi.infer.diagnostics import diagnose
 from pyro_flows_vi.infer.layout import trace_model
 from pyro_flows_vi.infer.records import machine, versions
-from pyro_flows_vi.numerics.precision import precision
+from pyro_flows_vi.numerics.new_tensors import precision
 
 __all__ = ["Run"]
 

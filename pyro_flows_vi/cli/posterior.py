@@ -94,7 +94,7 @@ def posterior(
 
     from pyro_flows_vi.cli._arguments import bind, describe, load_function, read_data, read_function
     from pyro_flows_vi.cli._run import Run
-    from pyro_flows_vi.numerics.precision import precision
+    from pyro_flows_vi.numerics.new_tensors import precision
 
     if data and source is not None:
         raise ValueError("expected the arguments from --data or from --args, got both")

@@ -1,12 +1,15 @@
-"""How a guide holds the model that it was made for."""
+"""How a guide holds the model that it was made for, and runs it."""
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["HoldsModel", "forget_arguments"]
+from pyro_flows_vi.numerics.new_tensors import placement
+
+__all__ = ["HoldsModel", "forget_arguments", "placed"]
 
 
 class HoldsModel:
@@ -45,6 +48,17 @@ class HoldsModel:
         clone.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[attr-defined]
         clone._model, clone._bare_model = self._model, self._bare_model
         return clone
+
+
+def placed(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method run the model where the arguments of both are, see :func:`placement`."""
+
+    @functools.wraps(method)
+    def where_the_data_are(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with placement((args, kwargs)):
+            return method(self, *args, **kwargs)
+
+    return where_the_data_are
 
 
 def forget_arguments(trace: Any) -> None:

@@ -19,7 +19,7 @@ from torch.distributions import biject_to
 from pyro_flows_vi import flows
 from pyro_flows_vi.guides._draws import symmetric_draws
 from pyro_flows_vi.guides._local import AmortizedAffine, LocalSite, local_plate
-from pyro_flows_vi.guides._model import HoldsModel, forget_arguments
+from pyro_flows_vi.guides._model import HoldsModel, forget_arguments, placed
 from pyro_flows_vi.guides._plates import FollowsPlates
 from pyro_flows_vi.guides._runs import OnlyParallelPlates, Supports, has_bounds, look, sample_delta
 from pyro_flows_vi.guides._steps import even_out
@@ -125,6 +125,7 @@ class AutoAmortizedFlow(FollowsPlates, HoldsModel, AutoGuide):
                 raise
         return self
 
+    @placed
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         with torch.no_grad():
             super()._setup_prototype(*args, **kwargs)

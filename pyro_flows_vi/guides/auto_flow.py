@@ -16,7 +16,7 @@ from torch.distributions import biject_to
 
 from pyro_flows_vi.guides._chain import check_family, chosen, make_chain, takes_parents
 from pyro_flows_vi.guides._draws import log_normal, symmetric_draws
-from pyro_flows_vi.guides._model import HoldsModel, forget_arguments
+from pyro_flows_vi.guides._model import HoldsModel, forget_arguments, placed
 from pyro_flows_vi.guides._runs import (
     OnlyParallelPlates,
     Supports,
@@ -39,10 +39,9 @@ __all__ = ["AutoFlow"]
 
 #: latents up to which the affine layer is dense
 DENSE_UP_TO = 256
-#: quasi-random draws from which medians and quantiles are read, and how many of them pass the flow at once
-QUANTILE_DRAWS, CHUNK = 1 << 13, 1 << 11
-#: and how many where each is a run of the model
-MOVING_DRAWS = 1 << 12
+#: quasi-random draws from which medians and quantiles are read, fewer where each is a run of the model, and how many
+#: of them pass the flow at once
+QUANTILE_DRAWS, MOVING_DRAWS, CHUNK = 1 << 13, 1 << 12, 1 << 11
 #: arguments of different looks that are remembered
 MARKS = 64
 
@@ -120,6 +119,7 @@ class AutoFlow(HoldsModel, AutoContinuous):
             self._setup_prototype(*args, **kwargs)
         return self
 
+    @placed
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:
             with torch.no_grad(), validation_enabled(False):  # a start without density is told by its sites later

@@ -18,6 +18,7 @@ from pyro_flows_vi.infer.modes import find_modes
 from pyro_flows_vi.infer.pareto import effective_size, psis, tail_share
 from pyro_flows_vi.infer.repeat import seeded
 from pyro_flows_vi.infer.report import QUANTILES, Report, SiteSummary
+from pyro_flows_vi.numerics.new_tensors import placement
 
 __all__ = ["diagnose"]
 
@@ -86,7 +87,7 @@ def diagnose(
     if isinstance(num_draws, bool) or not isinstance(num_draws, int) or num_draws < FEWEST_DRAWS:
         raise ValueError(f"expected num_draws to be an integer of at least {FEWEST_DRAWS}, got {num_draws!r}")
     kwargs = kwargs or {}
-    with seeded(seed):
+    with seeded(seed), placement((args, kwargs)):
         draws = draw_weighted(model, guide, *args, num_draws=num_draws, kwargs=kwargs)
         report = _weigh(draws, model, args, kwargs)
         if not modes:

@@ -24,7 +24,7 @@ from pyro_flows_vi.infer.repeat import seeded
 from pyro_flows_vi.infer.result import FitResult
 from pyro_flows_vi.infer.start import CLIMBED, gaussian_start, laplace_start, require_finite_start
 from pyro_flows_vi.infer.training import Training
-from pyro_flows_vi.numerics.precision import precision
+from pyro_flows_vi.numerics.new_tensors import placement, precision
 from pyro_flows_vi.transforms._door import positive
 from pyro_flows_vi.transforms.continuous import penalised
 
@@ -147,7 +147,7 @@ def fit(
     _require_same(ranks, settings, (args, keywords))
     began = time.perf_counter()
     resuming = ranks.from_first(lambda: resume and checkpoint is not None and Path(checkpoint).exists())
-    with ranks.interruption() as interruption, seeded(seed), precision(dtype):
+    with ranks.interruption() as interruption, seeded(seed), precision(dtype), placement((args, keywords)):
         ranks.align_random()
         training, restarts_done = _prepare(
             model,

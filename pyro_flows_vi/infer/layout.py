@@ -16,6 +16,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_flows_vi.numerics.new_tensors import placement
+
 __all__ = [
     "Layout",
     "Site",
@@ -246,5 +248,5 @@ def _origin(fn: Any) -> Tensor:
 
 def trace_model(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
     """One run of a model, unseen by the handlers around it."""
-    with poutine.block(), torch.no_grad(), pyro.validation_enabled(False):
+    with poutine.block(), torch.no_grad(), pyro.validation_enabled(False), placement((args, kwargs)):
         return poutine.trace(_WithoutDraws()(model)).get_trace(*args, **kwargs)

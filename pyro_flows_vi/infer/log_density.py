@@ -28,6 +28,7 @@ from pyro_flows_vi.infer.layout import (
     trace_model,
 )
 from pyro_flows_vi.infer.repeat import OwnNoise
+from pyro_flows_vi.numerics.new_tensors import placement
 from pyro_flows_vi.numerics.tracing import is_traced
 
 __all__ = ["LogDensity"]
@@ -197,7 +198,7 @@ class LogDensity:
     def _run(self, latent: Tensor, leaves: list[Any]) -> tuple[poutine.Trace, Tensor]:
         args, kwargs = self._arguments(leaves)
         handler = Unconstrained(self.layout, latent)
-        with poutine.block(), pyro.validation_enabled(False):
+        with poutine.block(), pyro.validation_enabled(False), placement(leaves):
             trace = poutine.trace(handler(self.model)).get_trace(*args, **kwargs)
         absent = [name for name in handler.parts if name not in trace]
         if absent:

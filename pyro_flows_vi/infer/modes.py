@@ -16,7 +16,7 @@ from pyro_flows_vi.infer._climb import Evaluate, climb, in_double
 from pyro_flows_vi.infer.gaussian import GaussianFit
 from pyro_flows_vi.infer.importance import Draws
 from pyro_flows_vi.infer.log_density import LogDensity
-from pyro_flows_vi.numerics.precision import precision
+from pyro_flows_vi.numerics.new_tensors import precision
 
 __all__ = ["Mode", "find_modes", "missed_shares"]
 

@@ -85,9 +85,9 @@ class ImageResidual(Multiscale):
         hidden_channels: channels of the hidden layers; the paper has 512.
         lipschitz: the bound of each step, in (0, 1).
         norm: ``"spectral"``, ``"inf"`` or ``"one"``.
-        log_det, num_terms, num_probes, tail, rate, eval_probes, tolerance: as for ``Residual``. Nearly all of a training
-            step are the terms of the series: the default tail has 36 on average and a variance that is certainly finite,
-            ``tail="poisson"`` six.
+        log_det, num_terms, num_probes, tail, rate, eval_probes, tolerance: as for ``Residual``. Nearly all of a
+            training step are the terms of the series: the default tail has 36 on average and a variance that is
+            certainly finite, ``tail="poisson"`` six.
 
     Raises:
         ValueError: for a shape of another size, levels that cannot be squeezed, or an option out of its range.
