@@ -14,6 +14,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from cuda_graphs import cuda_graphs  # noqa: F401  # a fixture
 
 # The cases lead to compilation and solver runs of very unequal length: a deadline would only be noise.
 hypothesis.settings.register_profile("local", deadline=None, print_blob=True)

@@ -16,6 +16,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from cuda_graphs import CUDAGraph
 from pyro.distributions.testing.fakes import NonreparameterizedNormal
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from test_fit import Interrupting
@@ -119,7 +120,7 @@ def training(mode: str | bool = "trace", steps: int = 1000, **options: Any) -> T
 # -- the same numbers --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+FITS = pytest.mark.parametrize(
     ("flow", "options"),
     [
         ("realnvp", {"num_transforms": 2}),
@@ -131,8 +132,38 @@ def training(mode: str | bool = "trace", steps: int = 1000, **options: Any) -> T
     ],
     ids=["path", "elbo", "iwelbo", "dreg", "renyi", "adam"],
 )
+
+
+@FITS
 def test_a_traced_fit_is_the_eager_fit(flow: str, options: dict[str, Any]) -> None:
     require_same(run("trace", flow=flow, **options), run(False, flow=flow, **options))
+
+
+@FITS
+def test_a_captured_fit_is_the_eager_fit(flow: str, options: dict[str, Any], cuda_graphs: type[CUDAGraph]) -> None:
+    """By a stand-in for CUDA graphs, which shows that a replay needs no Python and waits for no value."""
+    require_same(run("cudagraph", flow=flow, **options), run(False, flow=flow, **options))
+    assert cuda_graphs.captured == 1
+
+
+def test_a_captured_fit_skips_what_is_not_finite(cuda_graphs: type[CUDAGraph]) -> None:
+    options = {"model": brittle, "max_skipped": 100, "init_scale": 0.6}
+    captured, eager = run("cudagraph", **options), run(False, **options)
+    assert eager[0].skipped_steps > 0
+    require_same(captured, eager)
+
+
+def test_the_stand_in_refuses_what_waits(cuda_graphs: type[CUDAGraph]) -> None:
+    graph, x = cuda_graphs(), torch.tensor([1.0, -2.0])
+    with torch.cuda.graph(graph):
+        y = x * 2.0 if x.shape else x
+        y.add_(1.0)
+    x.copy_(torch.tensor([5.0, 6.0]))
+    graph.replay()
+    assert y.tolist() == [11.0, 13.0]
+    for waiting in (lambda: float(x[0]), lambda: x[x > 0.0], lambda: torch.randn(2)):
+        with torch.cuda.graph(cuda_graphs()), pytest.raises(RuntimeError, match="not permitted"):
+            waiting()
 
 
 def test_cooldowns_and_collapses_happen_at_the_same_steps() -> None:

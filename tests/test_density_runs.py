@@ -312,11 +312,12 @@ def test_the_table_is_made_of_records(folder: Path, tmp_path: Path) -> None:
     assert "arXiv" not in markdown  # nothing was published on these data
 
 
-def as_if(folder: Path, name: str, **images: Any) -> None:
-    """Let the record of digits or of breast cancer be one of other data."""
+def as_if(folder: Path, name: str, flow: str = "maf", **images: Any) -> None:
+    """Let the record of digits or of breast cancer be one of other data, and of another flow."""
     path = folder / ("digits-realnvp-seed0.json" if images else "breast_cancer-maf-seed0.json")
     record = json.loads(path.read_text())
     record["data"]["name"] = name
+    record["flow"]["flow"] = flow
     if images:
         record["images"] |= images
     for other in folder.glob("*.json"):
@@ -333,15 +334,18 @@ def test_published_rows_stand_beside_their_own_protocol_only(folder: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("images", "shown", "hidden"),
+    ("images", "flow", "shown", "hidden"),
     [
-        ({"logit_level": 1e-6}, "| MAF (5) | 1.89 | -1300.50 ± 1.70 |", "Residual Flow"),
-        ({"logit_level": 0.05}, "| Residual Flow | 0.97 |", "MAF (5)"),
-        ({"dequantisation": "variational"}, "variational noise", "arXiv"),
+        ({"logit_level": 1e-6}, "maf", "| MAF (5) | 1.89 | -1300.50 ± 1.70 |", "Residual Flow"),
+        ({"logit_level": 1e-6}, "glow", "| Residual Flow | 0.97 |", "MAF (5)"),
+        ({"logit_level": 0.05}, "maf", "| Residual Flow | 0.97 |", "MAF (5)"),
+        ({"dequantisation": "variational"}, "maf", "variational noise", "arXiv"),
     ],
 )
-def test_protocols_of_images_are_kept_apart(folder: Path, images: dict[str, Any], shown: str, hidden: str) -> None:
-    as_if(folder, "mnist", **images)
+def test_protocols_of_images_are_kept_apart(
+    folder: Path, images: dict[str, Any], flow: str, shown: str, hidden: str
+) -> None:
+    as_if(folder, "mnist", flow, **images)
     table = render_tables(folder)
     assert shown in table and hidden not in table
 

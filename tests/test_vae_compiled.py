@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from cuda_graphs import CUDAGraph
 from torch import Tensor, nn
 from watched import DIGITS, Change, Watched
 
@@ -63,8 +64,8 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 # -- the same numbers --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("large", [False, True], ids=["joined", "apart"])
-@pytest.mark.parametrize(
+LARGE = pytest.mark.parametrize("large", [False, True], ids=["joined", "apart"])
+TRAININGS = pytest.mark.parametrize(
     ("name", "options"),
     [
         ("none", {}),
@@ -74,12 +75,27 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     ],
     ids=["none", "planar", "iaf", "gaussian"],
 )
+
+
+@LARGE
+@TRAININGS
 def test_a_traced_training_is_the_eager_one(
     name: str, options: dict[str, Any], large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether parameters are joined into one vector, as many small ones are, or not."""
     monkeypatch.setattr(compiled, "LARGE", 0 if large else 10**6)
     require_same(run("trace", name, **options), run(False, name, **options))
+
+
+@LARGE
+@TRAININGS
+def test_a_captured_training_is_the_eager_one(
+    name: str, options: dict[str, Any], large: bool, monkeypatch: pytest.MonkeyPatch, cuda_graphs: type[CUDAGraph]
+) -> None:
+    """By a stand-in for CUDA graphs; the last minibatch of an epoch, a smaller one, is not captured."""
+    monkeypatch.setattr(compiled, "LARGE", 0 if large else 10**6)
+    require_same(run("cudagraph", name, **options), run(False, name, **options))
+    assert cuda_graphs.captured == 1
 
 
 def test_dropout_drops_the_same() -> None:
@@ -238,14 +254,14 @@ def test_the_command_line_says_what_was_chosen(tmp_path: Path) -> None:
     not (compile_mode.has_compiler() and os.environ.get("PYRO_FLOWS_VI_COMPILE")),
     reason="takes a C++ compiler and a minute: set PYRO_FLOWS_VI_COMPILE=1",
 )
-@pytest.mark.parametrize("large", [False, True], ids=["joined", "apart"])
+@LARGE
 def test_the_inductor_gives_the_eager_training(large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "LARGE", 0 if large else 10**6)
     require_same(run("inductor", clip_norm=5.0), run(False, clip_norm=5.0), 1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="takes a GPU")
-@pytest.mark.parametrize("large", [False, True], ids=["joined", "apart"])
+@LARGE
 def test_a_cuda_graph_gives_the_eager_training(large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "LARGE", 0 if large else 10**6)
     settings = protocol("demo", max_epochs=2, batch_size=50)

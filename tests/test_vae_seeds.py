@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from cuda_graphs import CUDAGraph
 from torch import Tensor, nn
 from watched import DIGITS, Change, Watched
 
@@ -180,6 +181,12 @@ def test_a_trace_of_all_is_what_each_is_alone(
     histories = together(first, InDouble(data), chosen, compile="trace")
     require_same((first, histories), (second, alone(second, InDouble(data), chosen)), 1e-8)
     assert [history.skipped_steps for history in histories] == [0, chosen.max_epochs, 0]
+
+
+def test_captured_each_seed_is_what_it_is_alone(cuda_graphs: type[CUDAGraph]) -> None:
+    first, second = fresh(), fresh()
+    require_same((first, together(first, compile="cudagraph")), (second, alone(second)), 1e-5)
+    assert cuda_graphs.captured >= 1
 
 
 def test_dropout_in_a_trace_is_each_seeds_own() -> None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pyro_flows_vi import flows
 from pyro_flows_vi.density.published import Number, Published, published
 from pyro_flows_vi.density.records import load_records, objective_of
 from pyro_flows_vi.infer.text_table import NONE, check_style, minutes, plus_minus, render, where_run
@@ -35,7 +36,8 @@ BITS_DIGITS = 3
 def render_tables(folder: str | os.PathLike[str], *, style: str = "markdown", recalled: bool = False) -> str:
     """The tables of the records in ``folder``, made from them alone.
 
-    Records share a table where they agree in the data, down to their fingerprint, and in what was done to pixels.
+    Records share a table where they agree in the data, down to their fingerprint, in what was done to pixels, and in the
+    published protocol beside which they stand.
 
     Args:
         folder: with the records (``*.json``).
@@ -57,7 +59,8 @@ def render_tables(folder: str | os.PathLike[str], *, style: str = "markdown", re
 def _key(record: dict[str, Any]) -> tuple[Any, ...]:
     data, images = record["data"], record["images"] or {}
     kind = data["kind"] if objective_of(record) == "likelihood" else objective_of(record)
-    return kind, data["name"], data["sha256"], images.get("logit_level"), images.get("dequantisation")
+    done = images.get("logit_level"), images.get("dequantisation")
+    return kind, data["name"], data["sha256"], *done, _protocol(record)
 
 
 def _protocol(record: dict[str, Any]) -> str | None:
@@ -67,7 +70,8 @@ def _protocol(record: dict[str, Any]) -> str | None:
         return "uci" if record["data"]["name"] in UCI else None
     if images["dequantisation"] != "uniform":
         return None
-    return "maf" if images["logit_level"] == 1e-6 else "bits"
+    vectors = "shape" not in flows.options(record["flow"]["flow"])  # which those of that table are
+    return "maf" if images["logit_level"] == 1e-6 and vectors else "bits"
 
 
 def _table(records: list[dict[str, Any]], style: str, recalled: bool) -> str:
@@ -160,6 +164,8 @@ def _notes(records: list[dict[str, Any]], others: list[Published]) -> list[str]:
     reasons = sorted({r["training"]["stop_reason"] for r in records})
     machines = sorted({where_run(r["machine"]) for r in records})
     notes.append(f"Training ended by: {', '.join(reasons)}; trained on {', '.join(machines)}.")
+    if any(p.protocol == "bits" for p in others):
+        notes.append("Published rows are each of the preprocessing of their paper, which bits per dimension allow for.")
     if any(r["results"] is None for r in records):
         notes.append("Rows without values have not been evaluated yet.")
     if others:
