@@ -36,8 +36,8 @@ BITS_DIGITS = 3
 def render_tables(folder: str | os.PathLike[str], *, style: str = "markdown", recalled: bool = False) -> str:
     """The tables of the records in ``folder``, made from them alone.
 
-    Records share a table where they agree in the data, down to their fingerprint, in what was done to pixels, and in the
-    published protocol beside which they stand.
+    Records share a table where they agree in the data, down to their fingerprint, in what was done to pixels, and in
+    the published protocol beside which they stand.
 
     Args:
         folder: with the records (``*.json``).

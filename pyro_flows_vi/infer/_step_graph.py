@@ -222,7 +222,8 @@ class _Captured:
     """A step as a CUDA graph, replayed on tensors that stay where they are.
 
     Where the state is handed in again that was given back, nothing of it is copied. Written by the rules of
-    :class:`torch.cuda.graph` on a machine without a GPU, where it was not run.
+    :class:`torch.cuda.graph` on a machine without a GPU: the tests run it with a stand-in that keeps the calls of
+    kernels, makes them again, and refuses what waits for a value.
     """
 
     def __init__(self, function: Callable[..., Any], inputs: tuple[Tensor, ...], size: int) -> None:
