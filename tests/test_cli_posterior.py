@@ -234,6 +234,7 @@ def test_wrong_settings_are_told(folder: Path) -> None:
     assert "one of ELBO" in refused(model, "--set", "objective=elbow", *out)
     assert "realnvp" in refused(model, "--flow", "realnvpp", *out)
     assert "no_such_option" in refused(model, "--flow-option", "no_such_option=1", *out)
+    assert "expected a device of this machine" in refused(model, "--device", "abacus", *out)
     assert fit_settings(("learning_rate=1", "dtype=float64")) == {"learning_rate": 1, "dtype": "float64"}
 
 

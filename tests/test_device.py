@@ -16,9 +16,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from cases import CASES
+from click.testing import CliRunner
 from torch import Tensor
 
 from pyro_flows_vi import datasets
+from pyro_flows_vi.cli import main
 from pyro_flows_vi.density import FlowDensity, ImageDensity, target
 from pyro_flows_vi.guides import AutoFlow
 from pyro_flows_vi.infer import LogDensity, diagnose, fit, to_arviz
@@ -111,6 +113,23 @@ def test_a_fit_is_where_its_data_are(compile: bool | str) -> None:
     mean, sd = exact_posterior()
     assert ((torch.as_tensor(weights).mean(0) - mean).abs() < 0.1 * sd).all()
     assert ((torch.as_tensor(weights).std(0) / sd - 1.0).abs() < 0.1).all()
+
+
+@there_only
+def test_the_command_fits_a_model_there(tmp_path: Path) -> None:
+    (tmp_path / "line.py").write_text(
+        "import pyro\nimport pyro.distributions as dist\n"
+        "def model(x, y):\n"
+        "    slope = pyro.sample('slope', dist.Normal(0.0, 1.0))\n"
+        "    pyro.sample('y', dist.Normal(slope * x, 1.0).to_event(1), obs=y)\n"
+    )
+    (tmp_path / "table.csv").write_text("x,y\n1,1.1\n2,1.9\n3,3.2\n")
+    words = ["posterior", f"{tmp_path / 'line.py'}:model", "--data", str(tmp_path / "table.csv"), "--device", DEVICE]
+    result = CliRunner().invoke(
+        main, [*words, "--set", "max_steps=50", "--no-progress", "--out", str(tmp_path / "out")]
+    )
+    assert result.exit_code == 0, result.output
+    assert "slope" in result.output and (tmp_path / "out" / "posterior.nc").exists()
 
 
 @there_only

@@ -41,6 +41,7 @@ class Run:
         asked: all settings that decide the fit, as JSON values.
         out: the folder.
         checkpoint: the file with the state of an unfinished fit.
+        device: where the tensors among the arguments are moved to.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class Run:
         asked: dict[str, Any],
         out: Path,
         checkpoint: Path,
+        device: str = "cpu",
     ) -> None:
         self.model, self.args, self.kwargs = model, args, kwargs
         self.asked: dict[str, Any] = json.loads(json.dumps(asked))
         self.out, self.checkpoint = out, checkpoint
         self.record: dict[str, Any] = {}
+        self.device = torch.device(device)
         self.seed: int = asked["seed"]
         self.settings = dict(asked["fit"])
         self.dtype = getattr(torch, self.settings.pop("dtype", "float32"))
@@ -63,8 +66,9 @@ class Run:
         self.report: Any = None
 
     def _cast(self, leaf: Any) -> Any:
-        floating = isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
-        return leaf.to(self.dtype) if floating else leaf
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        return leaf.to(self.device, self.dtype if leaf.is_floating_point() else leaf.dtype)
 
     def open(self, resume: bool, overwrite: bool) -> None:
         """Check everything that can be checked before the fit, and begin the record.
@@ -100,7 +104,7 @@ class Run:
             "stage": "fit",
             "asked": self.asked,
             "versions": versions(),
-            "machine": machine(torch.device("cpu")),
+            "machine": machine(self.device),
             "flow": None,
             "fit": None,
             "diagnosis": None,

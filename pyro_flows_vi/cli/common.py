@@ -102,10 +102,11 @@ def _device(context: click.Context, option: click.Parameter, name: str | None) -
     return name
 
 
-def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
+def device_option(
+    help: str = "cpu or cuda; the GPU where there is one by default.", **options: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The option that names a device."""
-    text = "cpu or cuda; the GPU where there is one by default."
-    return click.option("--device", callback=_device, help=text)(command)
+    return click.option("--device", callback=_device, help=help, **options)
 
 
 def settings(assignments: tuple[str, ...]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def _folder_option(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint, where there is one.")
 @click.option("--overwrite", is_flag=True, help="Replace an older run.")
-@device_option
+@device_option()
 @told
 def train(
     data: str,
@@ -109,7 +109,7 @@ def train(
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the draws.")
 @click.option("--plot", is_flag=True, help="Also draw density and samples, beside the record.")
-@device_option
+@device_option()
 @told
 def evaluate(
     records: tuple[Path, ...], data_dir: Path | None, samples: int, seed: int, plot: bool, device: str | None

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pyro_flows_vi.cli.common import FOLDER, settings, told
+from pyro_flows_vi.cli.common import FOLDER, device_option, settings, told
 
 __all__ = ["posterior"]
 
@@ -60,6 +60,7 @@ INTERRUPTED = 130
 @click.option("--checkpoint", type=click.Path(dir_okay=False, path_type=Path), help="Instead of OUT/checkpoint.pt.")
 @click.option("--resume", is_flag=True, help="Go on with the run in OUT, where there is one.")
 @click.option("--overwrite", is_flag=True, help="Replace an older run in OUT.")
+@device_option("Where the arguments of the model are, and it runs: cpu or cuda.", default="cpu", show_default=True)
 @click.option("--progress/--no-progress", default=True, show_default=True, help="Show a progress bar.")
 @told
 def posterior(
@@ -78,6 +79,7 @@ def posterior(
     checkpoint: Path | None,
     resume: bool,
     overwrite: bool,
+    device: str,
     progress: bool,
 ) -> None:
     """Fit a flow guide to the Pyro model that MODULE:FUNCTION or path/to/file.py:FUNCTION names, and diagnose it.
@@ -116,7 +118,7 @@ def posterior(
         "fit": chosen,
         "seed": seed,
     }
-    run = Run(function, args, kwargs, asked, out, checkpoint or out / "checkpoint.pt")
+    run = Run(function, args, kwargs, asked, out, checkpoint or out / "checkpoint.pt", device)
     run.open(resume, overwrite)
     result = run.fit(progress)
     click.echo(str(result))

@@ -62,7 +62,7 @@ def vae() -> None:
     show_default=True,
     help="Run each step as one graph; auto measures what pays, and says so.",
 )
-@device_option
+@device_option()
 @told
 @shared
 def train(
@@ -120,7 +120,7 @@ def train(
 )
 @click.option("--images", type=click.IntRange(min=2), help="Only the first so many test images.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the draws.")
-@device_option
+@device_option()
 @told
 @shared
 def evaluate(
@@ -173,7 +173,7 @@ def evaluate(
     help="With --train-missing: as in evaluate.",
 )
 @click.option("--seed", default=0, show_default=True, help="With --train-missing: of runs and draws.")
-@device_option
+@device_option()
 @click.option("--style", type=click.Choice(["text", "markdown"]), default="text", show_default=True)
 @click.option(
     "--write", type=click.Path(dir_okay=False, path_type=Path), help="Also write the table, as Markdown, to this file."
