@@ -253,12 +253,10 @@ def _pixels(problem: Problem, asked: Mapping[str, Any]) -> dict[str, Any] | None
 def _images(density: ImageDensity, test: Tensor, num_samples: int, seed: int) -> dict[str, Any]:
     options: dict[str, Any] = {"num_samples": num_samples, "seed": seed}
     uniform = density.recipe["dequantisation"] == "uniform"
-    return {
-        **_pair("nats", density.nats(test, **options)),
-        **_pair("bits_per_dim", density.bits_per_dim(test, **options)),
-        **_pair("nats_of_logits", density.nats_of_logits(test, **options) if uniform else None),
-        **options,
-    }
+    found: dict[str, Any] = density.measures(test, **options)
+    if not uniform:
+        found["nats_of_logits"] = None
+    return {key: value for name in found for key, value in _pair(name, found[name]).items()} | options
 
 
 @torch.no_grad()

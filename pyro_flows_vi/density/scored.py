@@ -194,8 +194,8 @@ class Scored(nn.Module):
         require_rows(rows, "x")
         return rows
 
-    def _part(self, context: Tensor | None, start: int) -> Tensor | None:
-        return None if context is None else context[start : start + CHUNK].to(self.scaling.loc)
+    def _part(self, context: Tensor | None, start: int, size: int = CHUNK) -> Tensor | None:
+        return None if context is None else context[start : start + size].to(self.scaling.loc)
 
     def scaled_context(self, context: Tensor | None) -> Tensor | None:
         """The context as the flow sees it."""
