@@ -227,9 +227,9 @@ def density(record: dict[str, Any]) -> str:
 {table(["family", *(f"D = {dim}" for dim in dims), "median"], lines)}
 
 The same ratio, for `log_prob` and its gradient to all parameters, of {record["batch"]} points and
-{record["transforms"]} transforms ({CLOCKS[record["clock"]]}): ours is `FlowDensity`, which looks for NaN and inf.
-The median is {overall:.2f}; in a distribution of Pyro, whose interface remembers, it is
-{statistics.median(wrapped):.2f}. nflows and normflows run in a bare loop, without their own checks.
+{record["transforms"]} transforms ({CLOCKS[record["clock"]]}): each library by its own density, of which ours
+looks for NaN and inf. The median is {overall:.2f}; in a distribution of Pyro, whose interface remembers, it is
+{statistics.median(wrapped):.2f}.
 """
 
 
