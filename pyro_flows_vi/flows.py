@@ -46,7 +46,7 @@ from pyro_flows_vi.transforms.spline import SplineAutoregressive, SplineCoupling
 from pyro_flows_vi.transforms.sum_of_squares import SumOfSquaresAutoregressive
 from pyro_flows_vi.transforms.sylvester import Sylvester
 
-__all__ = ["MAFMoG", "Recipe", "build", "describe", "names", "options"]
+__all__ = ["MAFMoG", "Recipe", "build", "check", "describe", "names", "options"]
 
 
 @dataclass(frozen=True)
@@ -185,16 +185,8 @@ def build(
         >>> flow[0].form
         'householder'
     """
+    check(name, num_transforms, **settings)
     recipe = describe(name)
-    known = options(name)
-    for option in settings:
-        if option not in known:
-            raise ValueError(
-                f"unknown option {option!r} of flow {name!r}{_nearest(option, known)}; "
-                f"expected one of {', '.join(known) or 'none'}"
-            )
-    _check_values(name, recipe.layer, settings)
-    positive("num_transforms", num_transforms)
     if recipe.stacked:
         chain = recipe.layer(input_dim, context_dim=context_dim, num_transforms=num_transforms, **settings)
         return Compose([chain.inv if recipe.turned else chain])
@@ -210,6 +202,19 @@ def build(
     if recipe.linear:
         flows.append(LULinear(input_dim))
     return Compose(flows)
+
+
+def check(name: str, num_transforms: int = 4, **settings: Any) -> None:
+    """Raise for what is wrong with the arguments of :func:`build` in any dimension: names, and types of values."""
+    recipe, known = describe(name), options(name)
+    for option in settings:
+        if option not in known:
+            raise ValueError(
+                f"unknown option {option!r} of flow {name!r}{_nearest(option, known)}; "
+                f"expected one of {', '.join(known) or 'none'}"
+            )
+    _check_values(name, recipe.layer, settings)
+    positive("num_transforms", num_transforms)
 
 
 def _check_values(name: str, layer: Callable[..., Flow], settings: dict[str, Any]) -> None:

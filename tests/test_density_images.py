@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from pyro_flows_vi.density import (
     UniformDequantisation,
     VariationalDequantisation,
     dequantise,
+    image_density,
+    scored,
 )
 from pyro_flows_vi.density.scaling import PixelLogit
 
@@ -199,3 +202,31 @@ def test_a_flow_that_was_told_the_shape_is_read_again(tmp_path: Path) -> None:
     other = ImageDensity.load(tmp_path / "density")
     images = torch.randint(4, (5, 16))
     torch.testing.assert_close(other.nats(images).values, density.nats(images).values)
+
+
+def test_nats_of_logits_are_those_of_uniform_noise() -> None:
+    images = torch.randint(0, 4, (20, 4)).float()
+    density = ImageDensity("realnvp", (2, 2), levels=4, dequantisation="variational")
+    assert set(density.measures(images)) == {"nats", "bits_per_dim"}
+    with pytest.raises(ValueError, match="those of uniform noise"):
+        density.nats_of_logits(images)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: FlowDensity("realnvp", 4, 2), lambda: ImageDensity("realnvp", (2, 2), levels=5, context_dim=2)]
+)
+def test_contexts_of_many_rows(make: Callable[[], FlowDensity], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for all or one for each, in parts of any size; never one for the rest of the rows."""
+    monkeypatch.setattr(image_density, "CACHED", 8)
+    monkeypatch.setattr(scored, "CHUNK", 8)
+    density, images, context = make(), torch.randint(0, 5, (20, 4)).float(), torch.randn(20, 2)
+    whole = density.evaluate(images, context).values
+    each = [density.evaluate(images[i : i + 1], context[i]).values for i in range(20)]
+    if isinstance(density, ImageDensity):  # the noise of a row depends on those before
+        assert whole.shape == (20,)
+    else:
+        torch.testing.assert_close(whole, torch.cat(each))
+    same = [density.evaluate(images, c).values for c in (context[0], context[:1], context[:1].expand(20, 2))]
+    assert torch.equal(same[0], same[1]) and torch.equal(same[0], same[2]) and not torch.equal(same[0], whole)
+    with pytest.raises(ValueError, match="a context for each of 20 rows, or one for all"):
+        density.evaluate(images, context[:9])

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pyro_flows_vi.cli import main
-from pyro_flows_vi.density import FlowDensity, ImageDensity
+from pyro_flows_vi.density import FlowDensity, ImageDensity, dequantise
 from pyro_flows_vi.density.collinear import require_full_rank
 from pyro_flows_vi.density.data import Rows, column_names
 from pyro_flows_vi.numerics.errors import NotConverged
@@ -416,3 +416,18 @@ def test_columns_that_are_no_names_are_no_names() -> None:
     assert column_names(table) is None
     assert column_names(pandas.DataFrame(np.zeros((2, 2)))) is None
     assert column_names(pandas.DataFrame({"a": [1.0], "b": [2.0]})) == ["a", "b"]
+
+
+def test_arrays_of_numpy_that_torch_does_not_know(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 2))
+    density = FlowDensity("maf", 2)
+    expected = density.log_prob(x)
+    for other in (x.astype(">f8"), x.astype(np.longdouble), np.ma.masked_array(x)):
+        torch.testing.assert_close(density.log_prob(other), expected)
+    with pytest.raises(ValueError, match="without missing entries, got 1 that are masked"):
+        density.fit(np.ma.masked_array(x, mask=np.arange(100).reshape(50, 2) == 7))
+    whole = np.arange(6).reshape(3, 2)
+    noisy = dequantise(whole)
+    assert noisy.floor().tolist() == whole.tolist() and not torch.equal(noisy, noisy.floor())
+    with pytest.raises(ValueError, match="expected checkpoint to be a file, got the folder"):
+        density.fit(x, checkpoint=tmp_path)

@@ -24,6 +24,7 @@ from pyro_flows_vi.density import (
     load_run,
     render_tables,
     reverse_density,
+    target,
 )
 from pyro_flows_vi.infer.interruption import TrainingInterrupted
 from pyro_flows_vi.infer.training import Training
@@ -96,7 +97,7 @@ def test_what_is_refused() -> None:
     for name, value in (("max_steps", 1.5), ("learning_rate", 0), ("num_particles", True), ("init_scale", math.nan)):
         with pytest.raises(ValueError, match=f"expected {name} to be a"):
             ReverseSettings.make(**{name: value})
-    with pytest.raises(ValueError, match="is not finite at 50 different starts"):
+    with pytest.raises(ValueError, match="1000 of 1000 values that are not"):
         fit_reverse(reverse_density("lu", 2), lambda z: z.sum(-1) * math.nan, max_steps=2, **QUIET)
 
 
@@ -134,3 +135,15 @@ def test_the_mean_without_the_rows_far_out() -> None:
     values = torch.cat([torch.full((999,), -2.0), torch.tensor([-1e20])])
     found = Evaluation.of(values)
     assert found.mean < -1e16 and found.without_lowest(1e-3) == -2.0 and found.without_lowest(0.0) == found.mean
+
+
+def test_a_target_that_vanishes_where_the_flow_draws_is_refused() -> None:
+    log_prob = target("checkerboard").log_prob
+    assert log_prob is not None
+    with pytest.raises(ValueError, match=r"got \d+ of 1000 values that are not"):
+        fit_reverse(reverse_density("realnvp", 2), log_prob, max_steps=20, seed=0, progress=False)
+
+
+def test_options_of_the_dimension_that_is_asked_for() -> None:
+    assert reverse_density("sylvester", 5, rank=3).input_dim == 5
+    assert reverse_density("glow", 16, shape=(1, 4, 4)).input_dim == 16

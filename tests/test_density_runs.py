@@ -350,6 +350,18 @@ def test_protocols_of_images_are_kept_apart(
     assert shown in table and hidden not in table
 
 
+def test_flows_on_vectors_and_on_images_have_tables_of_their_own(folder: Path) -> None:
+    as_if(folder, "mnist", "maf", logit_level=1e-6)
+    record = json.loads((folder / "one.json").read_text())
+    record["flow"]["flow"] = "glow"
+    save_record(folder / "two.json", record)
+    table = render_tables(folder)
+    assert table.count("mnist: 1,297") == 2 and table.count("flows on vectors") == 1
+    record["flow"]["flow"] = "a-flow-of-another-version"
+    save_record(folder / "two.json", record)
+    assert render_tables(folder).count("mnist: 1,297") == 1
+
+
 def test_published_numbers_say_where_they_were_read() -> None:
     assert len(PUBLISHED) == 5 * 24 + 8 + 11
     for row in PUBLISHED:

@@ -5,6 +5,7 @@ Without a GPU only the first tests run. ``PYRO_FLOWS_VI_DEVICE`` names another d
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import os
@@ -68,6 +69,22 @@ def test_a_model_runs_where_its_data_are() -> None:
     for device in ("meta", "cpu"):
         run = trace_model(model, (torch.zeros(2, device=device),), {"scale": 2.0})
         assert run.nodes["z"]["value"].device.type == device
+
+
+def test_a_guide_and_a_log_density_run_a_model_where_its_data_are() -> None:
+    devices: list[str] = []
+
+    def model(x: Tensor) -> None:
+        devices.append(pyro.sample("z", dist.Normal(0.0, 1.0)).device.type)
+        pyro.factor("f", x.sum() * torch.ones(()))
+
+    away, density = torch.zeros(2, device="meta"), LogDensity(model, torch.zeros(2))
+    assert set(devices) == {"cpu"}
+    devices.clear()
+    density._run(torch.zeros(1, device="meta"), [away])
+    with contextlib.suppress(RuntimeError, NotImplementedError):  # there are no values to go on by
+        AutoFlow(model).setup(away)
+    assert devices and set(devices) == {"meta"}
 
 
 @there_only

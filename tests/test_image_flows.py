@@ -351,3 +351,13 @@ def test_the_recipe_of_tarflow_alternates_and_scores_in_one_pass() -> None:
     assert [step.flow.reverse for step in flow] == [False, True, False]  # type: ignore[attr-defined]
     assert (flow.fast_forward, flow.fast_inverse) == (False, True)
     assert [step.flow.patch for step in flow] == [2, 2, 2]  # type: ignore[attr-defined]
+
+
+def test_options_of_the_log_determinant_arrive_at_every_step() -> None:
+    options = {"num_terms": 2, "num_probes": 3, "tail": "poisson", "rate": 1.5, "eval_probes": 5, "tolerance": 0.2}
+    flow = flows.build("residual-image", 64, shape=(1, 8, 8), num_transforms=2, hidden_channels=(4,), **options)
+    steps = [step for step in flow.modules() if isinstance(step, ConvResidual)]
+    assert len(steps) == 6
+    for step in steps:
+        assert (step.roulette.num_exact, step.roulette.tail, step.roulette.rate) == (2, "poisson", 1.5)
+        assert (step.num_probes, step.eval_probes, step.tolerance) == (3, 5, 0.2)

@@ -23,7 +23,7 @@ from pyro_flows_vi.infer.checkpoint import differences
 from pyro_flows_vi.infer.diagnostics import diagnose
 from pyro_flows_vi.infer.layout import trace_model
 from pyro_flows_vi.infer.records import machine, versions
-from pyro_flows_vi.numerics.new_tensors import precision
+from pyro_flows_vi.numerics.new_tensors import placement, precision
 
 __all__ = ["Run"]
 
@@ -59,6 +59,7 @@ class Run:
         self.out, self.checkpoint = out, checkpoint
         self.record: dict[str, Any] = {}
         self.device = torch.device(device)
+        self._there = torch.empty(0, device=self.device)
         self.seed: int = asked["seed"]
         self.settings = dict(asked["fit"])
         self.dtype = getattr(torch, self.settings.pop("dtype", "float32"))
@@ -94,7 +95,7 @@ class Run:
             raise ValueError(
                 f"{self.checkpoint} is the state of an older fit: say --resume, --overwrite, or another one"
             )
-        with precision(self.dtype):
+        with precision(self.dtype), placement(self._there):
             self.guide = AutoFlow(
                 self.model, self.asked["flow"], self.asked["num_transforms"], **_tuples(self.asked["flow_options"])
             )
@@ -115,7 +116,7 @@ class Run:
     def fit(self, progress: bool) -> FitResult:
         """Fit, or take over the fit of the run that is resumed; the parameters are then in ``guide.pt``."""
         file = self.out / "guide.pt"
-        with precision(self.dtype):
+        with precision(self.dtype), placement(self._there):
             if self.record["fit"] is not None and self.record["stage"] != "fit" and file.exists():
                 torch.manual_seed(self.seed)
                 self.guide.setup(*self.args, **self.kwargs)
@@ -147,7 +148,7 @@ class Run:
 
     def diagnose(self, num_draws: int) -> Any:
         """Weigh draws of the guide, and write the page."""
-        with precision(self.dtype):
+        with precision(self.dtype), placement(self._there):
             self.report = diagnose(
                 self.model,
                 self.guide,
@@ -167,7 +168,7 @@ class Run:
 
     def export(self, num_draws: int, resample: bool) -> Any:
         """The draws as ArviZ data."""
-        with precision(self.dtype):
+        with precision(self.dtype), placement(self._there):
             groups = to_arviz(
                 self.model,
                 self.guide,

@@ -50,7 +50,8 @@ def require_full_rank(in_order: Callable[[], Iterator[Pair]]) -> None:
     if bool(coarse.any()):
         raise ValueError(
             f"expected columns whose values differ by more than rounding, got a spread of few roundings of {x.dtype} "
-            f"in columns {listed(coarse)}: subtract their means in double precision, or use a density of float64"
+            f"in columns {listed(coarse)}: subtract their means in double precision, or use a density of "
+            "float64, FlowDensity(flow, input_dim).double()"
         )
     least = torch.linalg.eigvalsh(scaled.mT @ scaled / len(scaled))[0]
     if float(least) > max(SAFE, ROUNDINGS * eps * float((most / sd).max())) ** 2:

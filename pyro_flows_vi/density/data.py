@@ -75,12 +75,16 @@ def require_columns(values: Any, name: str, known: list[str] | None) -> None:
 def _numbers(values: Any, name: str) -> np.ndarray[Any, Any]:
     """An array of numbers; data frames of any make know how to become an array."""
     kind = type(values).__name__
+    if isinstance(values, np.ma.MaskedArray) and np.ma.getmaskarray(values).any():
+        count = int(np.ma.getmaskarray(values).sum())
+        raise ValueError(f"expected {name} without missing entries, got {count} that are masked; drop or impute them")
     try:
         array = np.asarray(values)
     except ValueError as error:
         raise ValueError(f"expected {name} to be rows of one length, got {kind}: {error}") from error
     if array.dtype.kind in "biufc":
-        return array
+        array = array.astype(np.float64) if array.dtype.itemsize > 8 and array.dtype.kind == "f" else array
+        return array.astype(array.dtype.newbyteorder("="), copy=False)  # the order of bytes that torch knows
     if array.dtype.kind not in "OSU":
         raise ValueError(f"expected {name} to be numeric, got {kind} of {array.dtype}; turn it into numbers first")
     try:

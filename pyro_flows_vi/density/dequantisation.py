@@ -10,19 +10,20 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from pyro_flows_vi import flows
+from pyro_flows_vi.density.data import to_rows
 from pyro_flows_vi.transforms.base import Flow
 
 __all__ = ["Dequantisation", "UniformDequantisation", "VariationalDequantisation", "dequantise"]
 
 
-def dequantise(x: Tensor, columns: list[int] | None = None, *, width: float = 1.0, seed: int = 0) -> Tensor:
+def dequantise(x: Any, columns: list[int] | None = None, *, width: float = 1.0, seed: int = 0) -> Tensor:
     r"""Add uniform noise from [0, width) to columns of numbers that are multiples of ``width``.
 
     With noise of that width, the mean of a density's ``log_prob`` at the noisy values, plus the logarithm of ``width``
     for each column, is a lower bound of the log-probability of the values themselves.
 
     Args:
-        x: ``(*batch, D)``.
+        x: ``(*batch, D)``: a tensor, an array or a data frame of numbers.
         columns: which; all by default.
         width: the step between two values.
         seed: of the noise; torch's generator is left as it was.
@@ -31,8 +32,8 @@ def dequantise(x: Tensor, columns: list[int] | None = None, *, width: float = 1.
         >>> dequantise(torch.zeros(1000, 2), [1]).amax(0).ceil()
         tensor([0., 1.])
     """
-    if not x.is_floating_point():
-        x = x.to(torch.get_default_dtype())
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        x = to_rows(x, "x", torch.get_default_dtype())
     generator = torch.Generator(x.device).manual_seed(seed)
     noise = width * torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
     if columns is None:

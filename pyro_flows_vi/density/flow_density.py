@@ -73,10 +73,8 @@ class FlowDensity(Scored):
         if not isinstance(flow, str | Flow):
             raise ValueError(f"expected flow to be a name or a Flow, got {type(flow).__name__}")
         if isinstance(flow, str):
-            flows.describe(flow)
             options = {**self.OPTIONS.get(flow, {}), **options}
-            if input_dim is None and "shape" not in options:
-                flows.build(flow, 1, None, num_transforms, **_tuples(options))  # a wrong word is found now, not later
+            flows.check(flow, num_transforms, **_tuples(options))  # a wrong word is found now, not later
         elif options:
             raise ValueError(f"a flow of your own takes no options here, got {', '.join(options)}")
         self.recipe: dict[str, Any] = {
@@ -213,6 +211,7 @@ class FlowDensity(Scored):
         columns = recipe.pop("columns", {})
         density = cls._made(recipe, recipe["flow"] if flow is None else flow)
         density.columns = columns
+        density.to(state["transform.flows.1.loc"].dtype)
         try:
             density.load_state_dict(state)
         except RuntimeError as error:

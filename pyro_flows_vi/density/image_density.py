@@ -18,7 +18,7 @@ from pyro_flows_vi.density.dequantisation import (
 )
 from pyro_flows_vi.density.flow_density import FlowDensity
 from pyro_flows_vi.density.scaling import PixelLogit
-from pyro_flows_vi.density.scored import CHUNK
+from pyro_flows_vi.density.scored import CHUNK, warn_of_overflow
 from pyro_flows_vi.density.settings import Evaluation
 from pyro_flows_vi.transforms._door import positive
 from pyro_flows_vi.transforms.base import Flow
@@ -165,14 +165,16 @@ class ImageDensity(FlowDensity):
 
         It depends on ``logit_level``, and compares only where that is the same.
         """
+        if not isinstance(self.dequantisation, UniformDequantisation):
+            raise ValueError("nats of logits are those of uniform noise: this density was made with other noise")
         return self.measures(x, context, num_samples=num_samples, seed=seed)["nats_of_logits"]
 
     @torch.no_grad()
     def measures(self, x: Any, context: Any = None, *, num_samples: int = 1, seed: int = 0) -> dict[str, Evaluation]:
-        """:meth:`nats`, :meth:`bits_per_dim` and :meth:`nats_of_logits`, in one pass for all three."""
+        """:meth:`nats`, :meth:`bits_per_dim` and, of uniform noise, :meth:`nats_of_logits`, in one pass for all."""
         positive("num_samples", num_samples)
         rows = self.observed(self._rows(x))
-        given = None if context is None else self._values(context, "context", move=False)
+        given = self._contexts(context, len(rows))
         before, bounds, logits = self.training, [], []
         self.eval()
         device = self.scaling.loc.device
@@ -193,11 +195,11 @@ class ImageDensity(FlowDensity):
         finally:
             self.train(before)
         bound = torch.cat(bounds)
-        return {
-            "nats": Evaluation.of(bound),
-            "bits_per_dim": Evaluation.of(bits_per_dim(bound, self.input_dim)),
-            "nats_of_logits": Evaluation.of(torch.cat(logits)),
-        }
+        warn_of_overflow(bound)
+        found = {"nats": bound, "bits_per_dim": bits_per_dim(bound, self.input_dim)}
+        if isinstance(self.dequantisation, UniformDequantisation):
+            found["nats_of_logits"] = torch.cat(logits)
+        return {name: Evaluation.of(values) for name, values in found.items()}
 
     def rsample(self, sample_shape: int | tuple[int, ...] = (), context: Any = None) -> Tensor:
         """Real-valued pixels ``(*sample_shape, *context_batch, D)`` with gradients; see :meth:`sample`."""

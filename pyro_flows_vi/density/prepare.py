@@ -59,6 +59,8 @@ def prepare(
 ) -> DensityFit:
     """What :meth:`FlowDensity.fit` does."""
     positive("checkpoint_every", checkpoint_every)
+    if checkpoint is not None and Path(checkpoint).is_dir():
+        raise ValueError(f"expected checkpoint to be a file, got the folder {checkpoint}")
     resuming = resume and checkpoint is not None and Path(checkpoint).exists()
     with Interruption() as interruption, seeded(seed):
         dtype = torch.get_default_dtype() if density.transform is None else density.scaling.loc.dtype

@@ -25,6 +25,8 @@ from pyro_flows_vi.infer.result import FitResult
 __all__ = ["ReverseSettings", "fit_reverse", "reverse_density"]
 
 LogProb = Callable[[Tensor], Tensor]
+#: draws at which log p is tried before a fit
+TRIED = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ def reverse_density(
     flow: str, input_dim: int, *, num_transforms: int = 5, init_scale: float = 2.0, **options: Any
 ) -> FlowDensity:
     """A density whose cheap direction is to draw, at the start near a normal of standard deviation ``init_scale``."""
-    built = flows.build(flow, 1, None, 1, **options)
+    built = flows.build(flow, input_dim, None, 1, **options)
     density = FlowDensity(
         flow,
         input_dim,
@@ -102,6 +104,7 @@ def fit_reverse(
     asked = ReverseSettings.make(**settings).as_dict()
     del asked["init_scale"]
     guide = _Guide(density.train(), log_prob)
+    _require_finite(density, log_prob)
     path = None if checkpoint is None else Path(checkpoint)
     options: dict[str, Any] = {"checkpoint": path, "resume": resume, "seed": seed, "progress": progress, **asked}
     result = fit(guide.model, guide, start="guide", **options)
@@ -112,6 +115,19 @@ def fit_reverse(
             "run the same again with resume to go on from there"
         )
     return result
+
+
+@torch.no_grad()
+def _require_finite(density: FlowDensity, log_prob: LogProb) -> None:
+    """Raise where KL(q || p) is infinite already: where p vanishes at draws of the density as it is."""
+    with torch.random.fork_rng([t.device for t in (density.scaling.loc,) if t.is_cuda]):
+        values = log_prob(density.rsample_and_log_prob(TRIED)[0])
+    lost = int((~values.isfinite()).sum())
+    if lost:
+        raise ValueError(
+            f"expected a log density that is finite where the flow draws, got {lost} of {TRIED} values that are not: "
+            "KL(q||p) is infinite where p is 0; fit draws of p by maximum likelihood, or start with another init_scale"
+        )
 
 
 class _Guide(nn.Module):

@@ -252,10 +252,7 @@ def _pixels(problem: Problem, asked: Mapping[str, Any]) -> dict[str, Any] | None
 
 def _images(density: ImageDensity, test: Tensor, num_samples: int, seed: int) -> dict[str, Any]:
     options: dict[str, Any] = {"num_samples": num_samples, "seed": seed}
-    uniform = density.recipe["dequantisation"] == "uniform"
-    found: dict[str, Any] = density.measures(test, **options)
-    if not uniform:
-        found["nats_of_logits"] = None
+    found: dict[str, Evaluation | None] = {"nats_of_logits": None, **density.measures(test, **options)}
     return {key: value for name in found for key, value in _pair(name, found[name]).items()} | options
 
 

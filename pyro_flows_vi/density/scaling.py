@@ -46,7 +46,7 @@ class Scaling(Flow):
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """O(D)."""
-        return (y - self.loc).div_(self.scale), self.scale.log().sum().expand(y.shape[:-1])
+        return (y - self.loc) / self.scale, self.scale.log().sum().expand(y.shape[:-1])
 
 
 class PixelLogit(Flow):

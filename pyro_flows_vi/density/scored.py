@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from pyro_flows_vi.density.data import require_columns, require_rows, to_rows
 from pyro_flows_vi.density.scaling import Scaling
 from pyro_flows_vi.density.settings import Evaluation
+from pyro_flows_vi.numerics.tracing import is_traced
 from pyro_flows_vi.transforms.base import Flow
 from pyro_flows_vi.transforms.compose import Compose
 
@@ -100,8 +101,14 @@ class Scored(nn.Module):
 
         Raises:
             ValueError: for another width than that of the density, and for NaN or infinite values.
+
+        Warns:
+            UserWarning: for rows whose density overflows, which is then NaN or zero.
         """
-        return self._log_prob(self._values(x, "x"), None if context is None else self._values(context, "context"))
+        result = self._log_prob(self._values(x, "x"), None if context is None else self._values(context, "context"))
+        if not is_traced(result):
+            warn_of_overflow(result)
+        return result
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         return self._log_density(*self.chain.inverse_and_log_det(x, self.scaled_context(context)))
@@ -177,24 +184,35 @@ class Scored(nn.Module):
     def evaluate(self, x: Any, context: Any = None) -> Evaluation:
         """The mean log-likelihood of rows ``(N, D)`` in evaluation mode, in chunks, with its standard error."""
         rows = self._rows(x)
-        given = None if context is None else self._values(context, "context", move=False)
+        given = self._contexts(context, len(rows))
         before = self.training
         self.eval()
         try:
             parts = [
-                self.log_likelihood(rows[i : i + CHUNK].to(self.scaling.loc), self._part(given, i))
+                self.log_likelihood(rows[i : i + CHUNK].to(self.scaling.loc), self._part(given, i, CHUNK))
                 for i in range(0, len(rows), CHUNK)
             ]
         finally:
             self.train(before)
-        return Evaluation.of(torch.cat(parts))
+        values = torch.cat(parts)
+        warn_of_overflow(values)
+        return Evaluation.of(values)
 
     def _rows(self, x: Any) -> Tensor:
         rows = self._values(x, "x", move=False)
         require_rows(rows, "x")
         return rows
 
-    def _part(self, context: Tensor | None, start: int, size: int = CHUNK) -> Tensor | None:
+    def _contexts(self, context: Any, count: int) -> Tensor | None:
+        """A context for each of so many rows, from as many or from one for all."""
+        if context is None:
+            return None
+        values = self._values(context, "context", move=False)
+        if values.shape[:-1] not in ((), (1,), (count,)):
+            raise ValueError(f"expected a context for each of {count} rows, or one for all, got {tuple(values.shape)}")
+        return values.expand(count, values.shape[-1])
+
+    def _part(self, context: Tensor | None, start: int, size: int) -> Tensor | None:
         return None if context is None else context[start : start + size].to(self.scaling.loc)
 
     def scaled_context(self, context: Tensor | None) -> Tensor | None:
@@ -216,11 +234,25 @@ class Scored(nn.Module):
             raise ValueError(
                 f"expected {name} of shape (*batch, {width}), as the density was made for, got {tuple(rows.shape)}"
             )
-        if not math.isfinite(rows.detach().sum()) and not bool(rows.isfinite().all()):
+        if not is_traced(rows) and not math.isfinite(rows.detach().sum()) and not bool(rows.isfinite().all()):
             raise ValueError(
                 f"expected finite values in {name}, got {int((~rows.isfinite()).sum())} that are NaN or infinite"
             )
         return rows
+
+
+def warn_of_overflow(log_prob: Tensor) -> None:
+    """Say how many of these are not finite."""
+    if math.isfinite(log_prob.detach().sum()):
+        return
+    lost = int((~log_prob.isfinite()).sum())
+    if lost:
+        warnings.warn(
+            f"the log density of {lost} of {log_prob.numel()} rows is not finite: the flow overflows there, far from "
+            "the rows that it was fitted to. Train longer, or with a smaller learning_rate, or use a flow whose tails "
+            "do not explode, such as nsf or maf",
+            stacklevel=3,
+        )
 
 
 def _shape(sample_shape: Any) -> tuple[int, ...]:

@@ -31,6 +31,8 @@ REVERSE_COLUMNS = {
 LAST = ("parameters", "minutes", "source")
 UCI = ("power", "gas", "hepmass", "miniboone", "bsds300")
 BITS_DIGITS = 3
+#: what the flows of a table of images are, where it stands beside published ones
+_BESIDE = {"maf": "; flows on vectors"}
 
 
 def render_tables(folder: str | os.PathLike[str], *, style: str = "markdown", recalled: bool = False) -> str:
@@ -70,7 +72,8 @@ def _protocol(record: dict[str, Any]) -> str | None:
         return "uci" if record["data"]["name"] in UCI else None
     if images["dequantisation"] != "uniform":
         return None
-    vectors = "shape" not in flows.options(record["flow"]["flow"])  # which those of that table are
+    flow = record["flow"]["flow"]
+    vectors = flow not in flows.names() or "shape" not in flows.options(flow)  # which those of that table are
     return "maf" if images["logit_level"] == 1e-6 and vectors else "bits"
 
 
@@ -95,7 +98,7 @@ def _title(record: dict[str, Any]) -> str:
         return f"{data['name']}: {sizes}"
     return (
         f"{data['name']}: {sizes}, {images['levels']} levels, {images['dequantisation']} noise, "
-        f"logit level {images['logit_level']:g}"
+        f"logit level {images['logit_level']:g}{_BESIDE.get(_protocol(record) or '', '')}"
     )
 
 

@@ -19,7 +19,8 @@ def symmetric_draws(count: int, dim: int) -> Tensor:
         uniform = torch.quasirandom.SobolEngine(dim, scramble=True, seed=0).draw(count // 2, dtype=torch.float64)
         half = torch.special.ndtri(uniform.clamp(1e-9, 1.0 - 1e-9))
     else:
-        half = torch.randn(count // 2, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        generator = torch.Generator("cpu").manual_seed(0)
+        half = torch.randn(count // 2, dim, generator=generator, dtype=torch.float64, device="cpu")
     return torch.cat([half, half.new_zeros(1, dim), -half])
 
 

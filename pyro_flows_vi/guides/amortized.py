@@ -101,7 +101,7 @@ class AutoAmortizedFlow(FollowsPlates, HoldsModel, AutoGuide):
     ) -> None:
         if not callable(encoder):
             raise ValueError(f"expected encoder to be a function or a module, got {encoder!r}")
-        flows.build(flow, 1, context_dim, num_transforms=num_transforms, **flow_options)  # a wrong word is found now
+        flows.check(flow, num_transforms, **flow_options)  # a wrong word is found now, not later
         super().__init__(InitMessenger(init_loc_fn)(OnlyParallelPlates()(model)), create_plates=create_plates)
         self._bare_model = (model,)
         self.encoder, self.context_dim = encoder, context_dim

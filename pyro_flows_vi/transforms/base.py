@@ -130,9 +130,12 @@ class Flow(ConditionalTransform, TransformModule):
         return x
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """log|det dy/dx| at ``x``, of the batch shape; ``y`` only helps to find a value already known."""
+        """log|det dy/dx| at ``x``, of the batch shape: a value already known, or by the cheap direction, of x or y."""
         log_det = self._recall(x=x, y=y)[1]
-        return self.forward_and_log_det(x)[1] if log_det is None else log_det
+        if log_det is not None:
+            return log_det
+        backwards = self.fast_inverse and not self.fast_forward
+        return self.inverse_and_log_det(y)[1] if backwards else self.forward_and_log_det(x)[1]
 
     def with_cache(self, cache_size: int = 1) -> Flow:
         """The flow itself: there is no cache that could be switched."""
