@@ -29,6 +29,7 @@ from pyro_flows_vi.transforms.continuous import Continuous
 from pyro_flows_vi.transforms.convex_potential import ConvexPotential
 from pyro_flows_vi.transforms.coupling import AffineCoupling
 from pyro_flows_vi.transforms.householder import Householder
+from pyro_flows_vi.transforms.image.conv1x1 import PlainLinear
 from pyro_flows_vi.transforms.image.flowpp import FlowPlusPlus
 from pyro_flows_vi.transforms.image.glow import Glow
 from pyro_flows_vi.transforms.image.realnvp import ImageRealNVP
@@ -127,6 +128,7 @@ _RECIPES: dict[str, Recipe] = {
     "ffjord": Recipe(Continuous, "Grathwohl et al. 2019, arXiv:1810.01367"),
     "convex-potential": Recipe(ConvexPotential, "Huang et al. 2021, arXiv:2012.05942"),
     "householder": Recipe(Householder, "Tomczak and Welling 2016, arXiv:1611.09630"),
+    "affine": Recipe(PlainLinear, "Kingma and Dhariwal 2018, arXiv:1807.03039"),
     "lu": Recipe(LULinear, "Kingma and Dhariwal 2018, arXiv:1807.03039"),
     "actnorm": Recipe(ActNorm, "Kingma and Dhariwal 2018, arXiv:1807.03039"),
     "glow": Recipe(Glow, "Kingma and Dhariwal 2018, arXiv:1807.03039", stacked=True, turned=True),

@@ -21,7 +21,7 @@ ConvForm = Literal["lu", "plain"]
 
 
 class PlainLinear(Flow):
-    r"""A linear map :math:`y = W x` with a free square matrix W and :math:`\log|\det J| = \log|\det W|`.
+    r"""An affine map :math:`y = W x + b` with a free square matrix W and :math:`\log|\det J| = \log|\det W|`.
 
     It starts at the identity. O(C^2) a point, and O(C^3) once for the determinant or, in the inverse, the
     factorisation. A matrix that has become singular has a log-determinant of minus infinity and no inverse; the LU form
@@ -29,12 +29,12 @@ class PlainLinear(Flow):
 
     Args:
         input_dim: C.
-        context_dim: size of the context; then W is a function of it.
+        context_dim: size of the context; then W and b are functions of it.
     """
 
     def __init__(self, input_dim: int, context_dim: int | None = None) -> None:
         super().__init__(input_dim, context_dim)
-        self.params = ParameterNet({"weight": torch.eye(input_dim)}, context_dim)
+        self.params = ParameterNet({"weight": torch.eye(input_dim), "bias": torch.zeros(input_dim)}, context_dim)
 
     @property
     def sign(self) -> int:
@@ -45,13 +45,13 @@ class PlainLinear(Flow):
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """A product, and one determinant."""
-        weight, log_det = self._weight(context)
-        return matvec(weight, x), log_det.expand(x.shape[:-1])
+        weight, bias, log_det = self._parts(context)
+        return matvec(weight, x) + bias, log_det.expand(x.shape[:-1])
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """A linear system."""
-        weight, log_det = self._weight(context)
-        wide = _no_half(weight)
+        weight, bias, log_det = self._parts(context)
+        wide, y = _no_half(weight), y - bias
         if weight.dim() == 2:  # one factorisation and one right-hand side for each point
             rows = torch.linalg.solve(wide.mT, y.reshape(-1, self.input_dim).to(wide.dtype), left=False)
             x = rows.reshape(y.shape)
@@ -59,9 +59,10 @@ class PlainLinear(Flow):
             x = torch.linalg.solve(wide, y.to(wide.dtype)[..., None])[..., 0]
         return x.to(y.dtype), log_det.expand(y.shape[:-1])
 
-    def _weight(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        weight = self.params(context)["weight"]
-        return weight, torch.linalg.slogdet(_no_half(weight))[1].to(weight.dtype)
+    def _parts(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """W, b and the log-determinant."""
+        p = self.params(context)
+        return p["weight"], p["bias"], torch.linalg.slogdet(_no_half(p["weight"]))[1].to(p["weight"].dtype)
 
 
 class Conv1x1(PerPixel):
@@ -69,9 +70,9 @@ class Conv1x1(PerPixel):
 
     .. math:: y_{\cdot hw} = W x_{\cdot hw}, \qquad \log|\det J| = H W \log|\det W|
 
-    ``"lu"`` writes W as L U with a positive diagonal (:class:`~pyro_flows_vi.transforms.lu_linear.LULinear`, with a
-    bias), ``"plain"`` keeps W free (:class:`PlainLinear`). Both start at the identity, and not at the paper's random
-    rotation, whose work alternating masks do.
+    ``"lu"`` writes W as L U with a positive diagonal (:class:`~pyro_flows_vi.transforms.lu_linear.LULinear`),
+    ``"plain"`` keeps W free (:class:`PlainLinear`); both add a bias. They start at the identity, and not at the paper's
+    random rotation, whose work alternating masks do.
 
     Source: Glow: Generative flow with invertible 1x1 convolutions (Kingma and Dhariwal, 2018), arXiv:1807.03039.
 
