@@ -291,6 +291,7 @@ def test_reverse_fits_and_pyro_guides_have_the_penalty_too() -> None:
     made = reverse_density("ffjord", 2, num_transforms=1, hidden_dims=(4,), solver="rk4", num_steps=2, kinetic=1.0)
     fit_reverse(made.eval(), target("u2").log_prob, max_steps=3, num_particles=8, seed=0, progress=False)
     options: dict[str, Any] = {"hidden_dims": (4,), "solver": "rk4", "num_steps": 2, "kinetic": 1e4}
+    pyro.set_rng_seed(0)
     guide = AutoNormalizingFlow(bend, lambda dim: Continuous(dim, **options))
     guide(x)
     before = paths(guide).kinetic

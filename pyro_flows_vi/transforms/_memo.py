@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_flows_vi.numerics.tracing import is_traced
 from pyro_flows_vi.transforms._door import require_finite_parameters
 
-__all__ = ["Memo"]
+__all__ = ["Memo", "is_fleeting"]
 
 
 class Memo:
@@ -81,3 +82,8 @@ def _fingerprints(state: list[Tensor]) -> list[float]:
     values = [t if t.is_floating_point() else t.float() for t in state]
     numbers = [torch.stack([t.sum() for t in values]), torch.stack(torch._foreach_norm(values))] if values else []
     return [number for row in numbers for number in row.tolist()]
+
+
+def is_fleeting(value: Tensor) -> bool:
+    """Whether nothing can be remembered of a value, since nobody can tell it from another one."""
+    return is_traced(value) or value.is_inference()

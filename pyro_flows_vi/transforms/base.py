@@ -12,9 +12,8 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_flows_vi.numerics.tracing import is_traced
 from pyro_flows_vi.transforms._door import blame_parameters, checked, positive, require_finite
-from pyro_flows_vi.transforms._memo import Memo
+from pyro_flows_vi.transforms._memo import Memo, is_fleeting
 from pyro_flows_vi.transforms._score import score_by_inverse
 
 __all__ = ["Conditioned", "Flow", "Inverse"]
@@ -130,11 +129,11 @@ class Flow(ConditionalTransform, TransformModule):
         return x
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """log|det dy/dx| at ``x``, of the batch shape: a value already known, or by the cheap direction, of x or y."""
+        """log|det dy/dx| at ``x``, of the batch shape; where nothing can be remembered, at ``y`` if that is cheaper."""
         log_det = self._recall(x=x, y=y)[1]
         if log_det is not None:
             return log_det
-        backwards = self.fast_inverse and not self.fast_forward
+        backwards = is_fleeting(y) and self.fast_inverse and not self.fast_forward
         return self.inverse_and_log_det(y)[1] if backwards else self.forward_and_log_det(x)[1]
 
     def with_cache(self, cache_size: int = 1) -> Flow:
@@ -150,8 +149,7 @@ class Flow(ConditionalTransform, TransformModule):
         return torch.Size(shape)
 
     def _remember(self, x: Tensor, y: Tensor, log_det: Tensor, handle: Tensor) -> None:
-        fleeting = is_traced(handle) or handle.is_inference()
-        self._memo = None if fleeting else Memo(self, x, y, log_det, handle)
+        self._memo = None if is_fleeting(handle) else Memo(self, x, y, log_det, handle)
 
     def _recall(self, x: Tensor | None = None, y: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
         memo = self._memo
