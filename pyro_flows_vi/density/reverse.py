@@ -20,6 +20,7 @@ from pyro_flows_vi.density.settings import Settings
 from pyro_flows_vi.infer.fit import fit
 from pyro_flows_vi.infer.interruption import TrainingInterrupted
 from pyro_flows_vi.infer.log_density import LogDensity
+from pyro_flows_vi.infer.repeat import seeded
 from pyro_flows_vi.infer.result import FitResult
 
 __all__ = ["ReverseSettings", "fit_reverse", "reverse_density"]
@@ -120,7 +121,7 @@ def fit_reverse(
 @torch.no_grad()
 def _require_finite(density: FlowDensity, log_prob: LogProb) -> None:
     """Raise where KL(q || p) is infinite already: where p vanishes at draws of the density as it is."""
-    with torch.random.fork_rng([t.device for t in (density.scaling.loc,) if t.is_cuda]):
+    with seeded(0):
         values = log_prob(density.rsample_and_log_prob(TRIED)[0])
     lost = int((~values.isfinite()).sum())
     if lost:

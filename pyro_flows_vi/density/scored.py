@@ -16,6 +16,7 @@ from pyro_flows_vi.density.data import require_columns, require_rows, to_rows
 from pyro_flows_vi.density.scaling import Scaling
 from pyro_flows_vi.density.settings import Evaluation
 from pyro_flows_vi.numerics.tracing import is_traced
+from pyro_flows_vi.transforms._door import is_finite
 from pyro_flows_vi.transforms.base import Flow
 from pyro_flows_vi.transforms.compose import Compose
 
@@ -106,8 +107,7 @@ class Scored(nn.Module):
             UserWarning: for rows whose density overflows, which is then NaN or zero.
         """
         result = self._log_prob(self._values(x, "x"), None if context is None else self._values(context, "context"))
-        if not is_traced(result):
-            warn_of_overflow(result)
+        warn_of_overflow(result)
         return result
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
@@ -234,7 +234,7 @@ class Scored(nn.Module):
             raise ValueError(
                 f"expected {name} of shape (*batch, {width}), as the density was made for, got {tuple(rows.shape)}"
             )
-        if not is_traced(rows) and not math.isfinite(rows.detach().sum()) and not bool(rows.isfinite().all()):
+        if not is_traced(rows) and not is_finite(rows):
             raise ValueError(
                 f"expected finite values in {name}, got {int((~rows.isfinite()).sum())} that are NaN or infinite"
             )
@@ -243,16 +243,15 @@ class Scored(nn.Module):
 
 def warn_of_overflow(log_prob: Tensor) -> None:
     """Say how many of these are not finite."""
-    if math.isfinite(log_prob.detach().sum()):
+    if is_traced(log_prob) or is_finite(log_prob):
         return
     lost = int((~log_prob.isfinite()).sum())
-    if lost:
-        warnings.warn(
-            f"the log density of {lost} of {log_prob.numel()} rows is not finite: the flow overflows there, far from "
-            "the rows that it was fitted to. Train longer, or with a smaller learning_rate, or use a flow whose tails "
-            "do not explode, such as nsf or maf",
-            stacklevel=3,
-        )
+    warnings.warn(
+        f"the log density of {lost} of {log_prob.numel()} rows is not finite: the flow overflows there, far from "
+        "the rows that it was fitted to. Train longer, or with a smaller learning_rate, or use a flow whose tails "
+        "do not explode, such as nsf or maf",
+        stacklevel=3,
+    )
 
 
 def _shape(sample_shape: Any) -> tuple[int, ...]:

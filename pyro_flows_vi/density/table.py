@@ -31,8 +31,6 @@ REVERSE_COLUMNS = {
 LAST = ("parameters", "minutes", "source")
 UCI = ("power", "gas", "hepmass", "miniboone", "bsds300")
 BITS_DIGITS = 3
-#: what the flows of a table of images are, where it stands beside published ones
-_BESIDE = {"maf": "; flows on vectors"}
 
 
 def render_tables(folder: str | os.PathLike[str], *, style: str = "markdown", recalled: bool = False) -> str:
@@ -96,9 +94,10 @@ def _title(record: dict[str, Any]) -> str:
     sizes = f"{data['train']:,} training and {data['test']:,} test rows of {data['dim']}"
     if images is None:
         return f"{data['name']}: {sizes}"
+    kind = "; flows on vectors" if _protocol(record) == "maf" else ""
     return (
         f"{data['name']}: {sizes}, {images['levels']} levels, {images['dequantisation']} noise, "
-        f"logit level {images['logit_level']:g}{_BESIDE.get(_protocol(record) or '', '')}"
+        f"logit level {images['logit_level']:g}{kind}"
     )
 
 

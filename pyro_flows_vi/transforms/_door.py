@@ -16,7 +16,7 @@ from pyro_flows_vi.numerics.tracing import is_traced
 if TYPE_CHECKING:
     from pyro_flows_vi.transforms.base import Flow
 
-__all__ = ["blame_parameters", "checked", "positive", "require_finite", "require_finite_parameters"]
+__all__ = ["blame_parameters", "checked", "is_finite", "positive", "require_finite", "require_finite_parameters"]
 
 Pair = tuple[Tensor, Tensor]
 
@@ -62,12 +62,13 @@ def checked(method: Callable[..., Pair]) -> Callable[..., Pair]:
     return at_the_door
 
 
-def _finite(value: Tensor) -> bool:
+def is_finite(value: Tensor) -> bool:
+    """Whether a value holds neither NaN nor inf."""
     return math.isfinite(value.detach().sum()) or bool(value.isfinite().all())  # a finite sum is the cheap proof
 
 
 def require_finite(flow: Flow, name: str, value: Tensor) -> None:
-    if Distribution._validate_args and not is_traced(value) and not _finite(value):
+    if Distribution._validate_args and not is_traced(value) and not is_finite(value):
         raise ValueError(
             f"{type(flow).__name__}: {name} holds {int((~value.isfinite()).sum())} values that are NaN or infinite, "
             "expected finite real vectors"
@@ -76,13 +77,13 @@ def require_finite(flow: Flow, name: str, value: Tensor) -> None:
 
 def blame_parameters(flow: Flow, result: Tensor) -> None:
     """Raise if ``result`` is not finite because a parameter is not; an honest overflow passes."""
-    if Distribution._validate_args and not is_traced(result) and not _finite(result):
+    if Distribution._validate_args and not is_traced(result) and not is_finite(result):
         require_finite_parameters(flow)
 
 
 def require_finite_parameters(flow: nn.Module) -> None:
     for key, parameter in flow.named_parameters():
-        if not _finite(parameter):
+        if not is_finite(parameter):
             raise ValueError(
                 f"{type(flow).__name__}: parameter {key!r} holds NaN or infinite values; "
                 "load a good checkpoint or train with a smaller step"
